@@ -1,0 +1,130 @@
+"""The two datasets as arrays: loaded, normalised, with a channel axis, split in three."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tpcnn import sources
+
+MNIST_CLASSES = tuple("0123456789")
+FASHION_MNIST_CLASSES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+
+Pair = tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images and labels, ready for training.
+
+    Attributes:
+        x_train: training images, float32 of shape (50000, 28, 28, 1), pixels in [0, 1].
+        y_train: their labels, uint8 of shape (50000,), from 0 to 9.
+        x_val: validation images, (10000, 28, 28, 1).
+        y_val: their labels, (10000,).
+        x_test: test images, (10000, 28, 28, 1).
+        y_test: their labels, (10000,).
+        class_names: the name of each class, in the order of the labels.
+    """
+
+    x_train: np.ndarray
+    y_train: np.ndarray
+    x_val: np.ndarray
+    y_val: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+    class_names: tuple[str, ...]
+
+
+def load_mnist(raw: bool = False) -> Dataset | tuple[Pair, Pair]:
+    """Load MNIST, handwritten digits (LeCun et al. 1998).
+
+    Args:
+        raw: return the arrays as Keras does, ``(x_train, y_train), (x_test, y_test)``: uint8,
+            images of shape (60000, 28, 28) and (10000, 28, 28), pixels from 0 to 255.
+
+    Raises:
+        DownloadError: no source gave the data; the message lists each and what to do.
+    """
+    return _load("mnist", MNIST_CLASSES, raw)
+
+
+def load_fashion_mnist(raw: bool = False) -> Dataset | tuple[Pair, Pair]:
+    """Load Fashion-MNIST, articles of clothing (Xiao et al. 2017), as `load_mnist` loads MNIST."""
+    return _load("fashion_mnist", FASHION_MNIST_CLASSES, raw)
+
+
+def _load(name: str, class_names: tuple[str, ...], raw: bool) -> Dataset | tuple[Pair, Pair]:
+    arrays = sources.load(name)
+    train = arrays["x_train"], arrays["y_train"]
+    test = arrays["x_test"], arrays["y_test"]
+    if raw:
+        return train, test
+    (x_train, y_train), (x_val, y_val) = split(add_channel(normalize(train[0])), train[1])
+    x_test = add_channel(normalize(test[0]))
+    return Dataset(x_train, y_train, x_val, y_val, x_test, test[1], class_names)
+
+
+def normalize(x: np.ndarray) -> np.ndarray:
+    """Scale pixels from 0..255 to float32 in [0, 1]; the shape stays.
+
+    Raises:
+        ValueError: a pixel lies outside 0..255, or the images are scaled already.
+    """
+    x = np.asarray(x)
+    if x.size:
+        low, high = x.min(), x.max()
+        if not (low >= 0 and high <= 255):
+            raise ValueError(
+                f"x: expected pixels from 0 to 255, got values from {low} to {high}. "
+                "Pass the images as load_mnist(raw=True) returns them."
+            )
+        if np.issubdtype(x.dtype, np.floating) and 0 < high <= 1:
+            raise ValueError(
+                f"x: expected pixels from 0 to 255, got {x.dtype} values from {low} to {high}: "
+                "they are scaled already. Call normalize once, on the raw images."
+            )
+    return np.divide(x, np.float32(255), dtype=np.float32)
+
+
+def add_channel(x: np.ndarray) -> np.ndarray:
+    """Add the channel axis: (n, height, width) becomes (n, height, width, 1), without a copy.
+
+    Raises:
+        ValueError: the images do not have three axes.
+    """
+    x = np.asarray(x)
+    if x.ndim != 3:
+        has_it = x.ndim == 4 and x.shape[-1] == 1
+        advice = "They have their channel axis already." if has_it else "Pass a stack of images."
+        raise ValueError(f"x: expected shape (n, height, width), got {x.shape}. {advice}")
+    return x[..., np.newaxis]
+
+
+def split(x: np.ndarray, y: np.ndarray, n_val: int = 10000) -> tuple[Pair, Pair]:
+    """Set the last `n_val` images and their labels aside for validation.
+
+    Returns:
+        ``(x_train, y_train), (x_val, y_val)``, views of `x` and `y`.
+
+    Raises:
+        ValueError: `x` and `y` differ in length, or `n_val` leaves no image on one of the sides.
+    """
+    if len(x) != len(y):
+        raise ValueError(
+            f"y: expected one label per image, {len(x)}, got {len(y)}. "
+            "Split the images together with their own labels."
+        )
+    if not 0 < n_val < len(x):
+        raise ValueError(f"n_val: expected 1 to {len(x) - 1} of the {len(x)} images, got {n_val}.")
+    return (x[:-n_val], y[:-n_val]), (x[-n_val:], y[-n_val:])

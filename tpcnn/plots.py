@@ -1,0 +1,232 @@
+"""Every figure that the chapters draw more than once, in one style."""
+
+import sys
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, which readers with any colour vision can tell apart.
+BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#007A5A", "#C8400A", "#9A9A9A"
+WIDTH = 7.2  # inches, about the width of the text on a page
+
+
+def use_style() -> None:
+    """Give every figure that follows the look of the book; in a notebook, as vector graphics."""
+    if "IPython" in sys.modules and (shell := sys.modules["IPython"].get_ipython()):
+        shell.run_line_magic("config", "InlineBackend.figure_formats = ['svg']")
+    plt.rcParams.update(
+        {
+            "figure.figsize": (WIDTH, 3.2),
+            "figure.facecolor": "white",
+            "figure.constrained_layout.use": True,
+            "font.size": 10,
+            "axes.titlesize": 10,
+            "axes.prop_cycle": plt.cycler(color=[BLUE, ORANGE, GREEN, RED]),
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": False,
+            "image.cmap": "gray_r",
+            # "none" keeps the pixels of an image as they are; the browser scales them unblurred.
+            "image.interpolation": "none",
+            # The same figure gives the same file, build after build.
+            "svg.hashsalt": "tpcnn",
+        }
+    )
+
+
+def images(
+    x: np.ndarray, titles: Sequence[str], columns: int = 5, colors: Sequence[str] | None = None
+) -> Figure:
+    """Draw images in a grid, each under its title.
+
+    Args:
+        x: images, shape (n, height, width) or (n, height, width, 1); dark is high.
+        titles: n titles.
+        columns: images per row.
+        colors: n colours, one per title; black by default.
+    """
+    rows = -(-len(x) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(WIDTH, WIDTH / columns * rows * 1.16), squeeze=False
+    )
+    for axis in axes.flat:
+        axis.axis("off")
+    colors = ["black"] * len(x) if colors is None else colors
+    for axis, image, title, color in zip(axes.flat, x, titles, colors):
+        axis.imshow(np.squeeze(image))
+        axis.set_title(title, color=color, fontweight="bold" if color == RED else "normal")
+    return figure
+
+
+def labelled_images(
+    x: np.ndarray, y: np.ndarray, class_names: Sequence[str], n: int = 25
+) -> Figure:
+    """Draw the first `n` images in a grid, each under the name of its class."""
+    return images(x[:n], [class_names[label] for label in y[:n]])
+
+
+def predicted_images(
+    x: np.ndarray,
+    y: np.ndarray,
+    probabilities: np.ndarray,
+    class_names: Sequence[str],
+    n: int = 25,
+) -> Figure:
+    """Draw the first `n` images in a grid, each titled ``predicted | true``.
+
+    A correct prediction is green and ticked, a wrong one red, bold and crossed.
+
+    Args:
+        x: images, shape (n, height, width, 1).
+        y: true labels, integers of shape (n,).
+        probabilities: shape (n, classes), as `Trainer.predict` returns them.
+        class_names: the name of each class.
+        n: how many images.
+    """
+    predicted = np.argmax(probabilities[:n], axis=1)
+    right = predicted == y[:n]
+    # A name such as "Ankle boot" beside another is wider than its image: set them in two lines.
+    gap = " |\n" if max(map(len, class_names)) > 3 else " | "
+    titles = [
+        f"{'✓' if ok else '✗'} {class_names[guess]}{gap}{class_names[truth]}"
+        for ok, guess, truth in zip(right, predicted, y)
+    ]
+    return images(x[:n], titles, colors=[GREEN if ok else RED for ok in right])
+
+
+def class_probabilities(
+    x: np.ndarray,
+    y: np.ndarray,
+    probabilities: np.ndarray,
+    class_names: Sequence[str],
+    n: int = 40,
+) -> Figure:
+    """Draw the first `n` images, each beside a bar for the probability of each class.
+
+    The bar of the predicted class is red, that of the true class blue; where both are the same
+    class, it is blue: the prediction is correct. The arguments are those of `predicted_images`.
+    """
+    columns = 4
+    rows = -(-n // columns)
+    figure, axes = plt.subplots(
+        rows,
+        2 * columns,
+        figsize=(WIDTH, 1.05 * rows),
+        squeeze=False,
+        width_ratios=[1, 1.25] * columns,
+    )
+    classes = np.arange(len(class_names))
+    for i, (image_axis, bar_axis) in enumerate(axes.reshape(-1, 2)[:n]):
+        image_axis.imshow(np.squeeze(x[i]))
+        image_axis.axis("off")
+        predicted = int(np.argmax(probabilities[i]))
+        bars = bar_axis.bar(classes, probabilities[i], color=GREY)
+        bars[predicted].set_color(RED)
+        bars[y[i]].set_color(BLUE)
+        bar_axis.set(ylim=(0, 1.05), yticks=[], xticks=classes)
+        bar_axis.tick_params(axis="x", labelsize=5.5, length=0, pad=1)
+        ok = predicted == y[i]
+        bar_axis.set_title(
+            f"{'✓' if ok else '✗'} {np.max(probabilities[i]):.0%}",
+            color=GREEN if ok else RED,
+            fontsize=8,
+            pad=2,
+        )
+    for axis in axes.reshape(-1)[2 * n :]:
+        axis.axis("off")
+    return figure
+
+
+def history(history: Mapping[str, Sequence[float]]) -> Figure:
+    """Draw loss and accuracy against the epoch, on the training and on the validation images.
+
+    Args:
+        history: ``loss``, ``accuracy``, ``val_loss``, ``val_accuracy``, each with one value per
+            epoch, as `Trainer.fit` returns them.
+    """
+    figure, (loss_axis, accuracy_axis) = plt.subplots(1, 2)
+    epochs = np.arange(1, len(history["loss"]) + 1)
+    for axis, name, scale in ((loss_axis, "loss", 1), (accuracy_axis, "accuracy", 100)):
+        axis.plot(epochs, scale * np.array(history[name]), "o-", ms=3, label="training")
+        axis.plot(epochs, scale * np.array(history[f"val_{name}"]), "s--", ms=3, label="validation")
+        axis.set_xlabel("epoch")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(axis="y", color="#E5E5E5")
+    loss_axis.set_ylabel("loss (cross-entropy, nats)")
+    accuracy_axis.set_ylabel("accuracy (%)")
+    loss_axis.legend(frameon=False)
+    return figure
+
+
+def confusion_matrix(
+    y: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str]
+) -> Figure:
+    """Draw how many images of each true class were predicted as each class.
+
+    The mistakes set the shades, on a logarithmic scale; the correct ones, on the diagonal, are
+    left white, since they would drown the rest.
+
+    Args:
+        y: true labels, integers of shape (n,).
+        probabilities: shape (n, classes).
+        class_names: the name of each class.
+    """
+    n = len(class_names)
+    counts = np.zeros((n, n), dtype=int)
+    np.add.at(counts, (y, np.argmax(probabilities, axis=1)), 1)
+    mistakes = np.where(np.eye(n, dtype=bool), 0, counts)
+    figure, axis = plt.subplots(figsize=(WIDTH, 5.4))
+    shades = axis.imshow(
+        np.where(mistakes > 0, mistakes, np.nan),
+        cmap="Oranges",
+        norm=LogNorm(1, max(2, mistakes.max())),
+        interpolation="nearest",
+    )
+    dark = mistakes > np.sqrt(max(2, mistakes.max())) * 1.5
+    for (row, column), count in np.ndenumerate(counts):
+        if count:
+            axis.text(
+                column,
+                row,
+                count,
+                ha="center",
+                va="center",
+                fontsize=8,
+                fontweight="bold" if row == column else "normal",
+                color="white" if dark[row, column] else "black",
+            )
+    rotation = 45 if max(map(len, class_names)) > 3 else 0
+    axis.set_xticks(range(n), class_names, rotation=rotation, ha="right" if rotation else "center")
+    axis.set_yticks(range(n), class_names)
+    axis.set(xlabel="predicted class", ylabel="true class")
+    axis.spines[:].set_visible(True)
+    figure.colorbar(shades, ax=axis, label="mistakes (images)", format="%d", shrink=0.8)
+    return figure
+
+
+def confident_mistakes(
+    x: np.ndarray,
+    y: np.ndarray,
+    probabilities: np.ndarray,
+    class_names: Sequence[str],
+    n: int = 15,
+) -> Figure:
+    """Draw the misclassified images of which the network was surest, the surest first.
+
+    The arguments are those of `predicted_images`.
+    """
+    probabilities = np.asarray(probabilities)
+    predicted = probabilities.argmax(axis=1)
+    wrong = np.flatnonzero(predicted != y)
+    worst = wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")][:n]
+    titles = [
+        f"{class_names[predicted[i]]} ({probabilities[i].max():.1%})\ntruly {class_names[y[i]]}"
+        for i in worst
+    ]
+    return images(x[worst], titles)
+
+
+use_style()
