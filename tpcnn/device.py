@@ -3,7 +3,6 @@
 import contextlib
 import os
 import platform
-import sys
 import tempfile
 from pathlib import Path
 
@@ -77,11 +76,3 @@ def _processor_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-if __name__ == "__main__":  # `make book` asks this before it builds
-    try:
-        wanted = os.environ.get("TPCNN_REQUIRE_GPU") == "1"
-        print("Building on", require_gpu() if wanted else describe_device())
-    except RuntimeError as error:
-        sys.exit(str(error))

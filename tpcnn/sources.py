@@ -200,7 +200,13 @@ def _run(command: list[str], folder: Path, label: str, expected_bytes: int) -> N
             raise _SourceError(f"{command[0]} is not installed") from None
         try:
             with tqdm(
-                desc=label, total=expected_bytes, unit="B", unit_scale=True, delay=1, leave=False
+                desc=label,
+                total=expected_bytes,
+                unit="B",
+                unit_scale=True,
+                mininterval=1,
+                delay=1,
+                leave=False,
             ) as bar:
                 while True:
                     try:
@@ -288,11 +294,3 @@ def _verified(name: str, arrays: Arrays) -> Arrays:
         if found != expected:
             raise _SourceError(f"{key} has SHA-256 {found[:12]}..., expected {expected[:12]}...")
     return {key: arrays[key] for key in CHECKSUMS[name]}
-
-
-if __name__ == "__main__":  # `make book` fetches the data before the chapters need it
-    try:
-        for dataset in CHECKSUMS:
-            load(dataset)
-    except DownloadError as error:
-        sys.exit(str(error))

@@ -235,7 +235,7 @@ class Trainer:
 
     def _checked(self, part, images, labels):
         images = self._checked_images(f"x_{part}", images)
-        classes = self.model.compute_output_shape((None, *images.shape[1:]))[-1]
+        classes = self.model(images[:1], training=False).shape[-1]
         return images, _checked_labels(f"y_{part}", labels, len(images), classes)
 
     def _checked_images(self, name, images):
@@ -245,9 +245,7 @@ class Trainer:
             raise ValueError(f"{name}: expected numbers, got an array of {images.dtype}.")
         if images.size == 0:
             raise ValueError(f"{name}: expected at least one image, got shape {images.shape}.")
-        if not self.model.built:
-            self.model.build((None, *images.shape[1:]))
-        # A subclassed model does not say what it expects.
+        # A subclassed model, or one without an input layer, does not say what it expects.
         expected = getattr(self.model, "input_shape", images.shape)[1:]
         fits = images.ndim == len(expected) + 1 and all(
             wanted in (None, got) for wanted, got in zip(expected, images.shape[1:])
@@ -273,7 +271,10 @@ class Trainer:
                 "normalize scales 0..255 to that range.",
                 stacklevel=4,
             )
-        return images.astype(np.float32, copy=False)
+        images = images.astype(np.float32, copy=False)
+        if not self.model.built:
+            self.model(images[:1], training=False)
+        return images
 
 
 def _checked_labels(name, labels, n, classes):

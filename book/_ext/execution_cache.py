@@ -6,16 +6,16 @@ every chapter, and nothing else does.
 """
 
 import hashlib
+import importlib.util
 from pathlib import Path
-
-import tensorflow as tf
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def environment_key() -> str:
     """Return a short hash of tpcnn/, constraints.txt and the flavour of TensorFlow (CPU or GPU)."""
-    digest = hashlib.sha256(b"gpu" if tf.config.list_physical_devices("GPU") else b"cpu")
+    # The package nvidia comes with the extra "gpu"; asking TensorFlow would take seconds.
+    digest = hashlib.sha256(b"gpu" if importlib.util.find_spec("nvidia") else b"cpu")
     for path in [ROOT / "constraints.txt", *sorted((ROOT / "tpcnn").rglob("*.py"))]:
         digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]

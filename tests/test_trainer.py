@@ -1,0 +1,337 @@
+"""Trainer, with Keras as the oracle."""
+
+import warnings
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+import tpcnn
+from tpcnn import Trainer
+
+N, N_VAL, BATCH_SIZE = 200, 70, 32  # neither is a multiple of the batch size
+
+
+@pytest.fixture
+def arrays():
+    rng = np.random.default_rng(0)
+    x = rng.random((N + N_VAL, 8, 8, 1), dtype=np.float32)
+    y = rng.integers(0, 10, N + N_VAL)
+    return x[:N], y[:N], x[N:], y[N:]
+
+
+def network(batch_norm=False, softmax=True, regularizer=None):
+    keras.utils.set_random_seed(1)
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            layers.Conv2D(4, 3, kernel_regularizer=regularizer),
+            *([layers.BatchNormalization()] if batch_norm else []),
+            layers.ReLU(),
+            layers.Flatten(),
+            layers.Dense(10, activation="softmax" if softmax else None),
+        ]
+    )
+
+
+def make_trainer(model=None, optimizer=None, from_logits=False):
+    return Trainer(
+        model or network(),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits),
+        optimizer or keras.optimizers.Adam(0.01),
+    )
+
+
+OPTIMIZERS = {
+    "SGD with momentum": lambda: keras.optimizers.SGD(0.05, momentum=0.9),
+    "Adam": lambda: keras.optimizers.Adam(0.01),
+    "AdamW": lambda: keras.optimizers.AdamW(0.01, weight_decay=0.01),
+}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_training_agrees_with_keras(arrays, optimizer, batch_norm):
+    x, y, x_val, y_val = arrays
+    ours, theirs = network(batch_norm), network(batch_norm)
+    trainer = make_trainer(ours, OPTIMIZERS[optimizer]())
+    history = trainer.fit(*arrays, 3, False, batch_size=BATCH_SIZE, shuffle=False)
+
+    theirs.compile(OPTIMIZERS[optimizer](), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    expected = theirs.fit(
+        x,
+        y,
+        BATCH_SIZE,
+        epochs=3,
+        verbose=0,
+        shuffle=False,
+        validation_data=(x_val, y_val),
+    ).history
+
+    for our_weights, their_weights in zip(ours.get_weights(), theirs.get_weights(), strict=True):
+        np.testing.assert_allclose(our_weights, their_weights, rtol=1e-4, atol=1e-5)
+    assert history.keys() == expected.keys()
+    for name in expected:
+        np.testing.assert_allclose(history[name], expected[name], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        trainer.predict(x_val), theirs.predict(x_val, verbose=0), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_regularizers_count_in_the_loss_as_in_keras(arrays):
+    x, y, *_ = arrays
+    ours, theirs = network(regularizer="l2"), network(regularizer="l2")
+    history = make_trainer(ours).fit(*arrays, 2, False, batch_size=BATCH_SIZE, shuffle=False)
+    theirs.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy")
+    expected = theirs.fit(x, y, BATCH_SIZE, epochs=2, verbose=0, shuffle=False).history
+    np.testing.assert_allclose(history["loss"], expected["loss"], rtol=1e-5)
+
+
+def test_same_seed_gives_the_same_bits(arrays):
+    def train():
+        model = network(batch_norm=True)
+        model.add(layers.Dropout(0.1))
+        history = make_trainer(model).fit(*arrays, 2, False, batch_size=BATCH_SIZE)
+        return model.get_weights(), history
+
+    (weights, history), (weights_again, history_again) = train(), train()
+    assert history == history_again
+    for first, second in zip(weights, weights_again, strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+def test_eval_step_changes_neither_weights_nor_statistics(arrays):
+    x, y, *_ = arrays
+    model = network(batch_norm=True)
+    trainer = make_trainer(model)
+    before = model.get_weights()
+    trainer._eval_step(x, y)
+    for first, second in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(first, second)
+    assert trainer.train_loss.result() == 0
+    assert trainer.val_loss.result() > 0
+
+
+def test_metrics_start_anew_at_each_epoch(arrays):
+    # With a learning rate of zero every epoch measures the same.
+    history = make_trainer(optimizer=keras.optimizers.SGD(0.0)).fit(*arrays, 3, False)
+    for name, values in history.items():
+        np.testing.assert_allclose(values, values[0], rtol=1e-6, err_msg=name)
+
+
+class Seen(layers.Layer):
+    """Notes the first pixel of each image that passes in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.pixels = []
+
+    def call(self, x, training=False):
+        if training:
+            tf.py_function(lambda p: self.pixels.extend(p.numpy()), [x[:, 0, 0, 0]], [])
+        return x
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_an_epoch_visits_every_image_once(arrays, shuffle):
+    x, y, x_val, y_val = arrays
+    x[:, 0, 0, 0] = np.arange(N) / N
+    seen = Seen()
+    model = keras.Sequential([keras.Input((8, 8, 1)), seen, *network().layers])
+    make_trainer(model).fit(x, y, x_val, y_val, 2, False, batch_size=BATCH_SIZE, shuffle=shuffle)
+    first, second = np.split(np.array(seen.pixels), 2)
+    np.testing.assert_array_equal(np.sort(first), x[:, 0, 0, 0])
+    np.testing.assert_array_equal(np.sort(second), x[:, 0, 0, 0])
+    in_order = np.array_equal(first, x[:, 0, 0, 0])
+    assert in_order != shuffle
+    assert np.array_equal(first, second) != shuffle
+
+
+@pytest.mark.parametrize("softmax", [True, False])
+def test_predict_gives_probabilities(arrays, softmax):
+    x = arrays[0]
+    trainer = make_trainer(network(softmax=softmax), from_logits=not softmax)
+    probabilities = trainer.predict(x)
+    assert isinstance(probabilities, tf.Tensor)
+    expected = network(softmax=True)
+    expected.set_weights(trainer.model.get_weights())
+    np.testing.assert_allclose(probabilities, expected(x), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(trainer.predict(x, batch_size=7), probabilities, atol=1e-6)
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(10)
+
+    def call(self, x):
+        return self.dense(tf.reshape(x, [-1, 64]))
+
+
+def test_a_subclassed_model_trains_and_predicts(arrays):
+    trainer = make_trainer(Subclassed(), from_logits=True)
+    history = trainer.fit(*arrays, 5, False)
+    assert history["loss"][-1] < history["loss"][0]
+    np.testing.assert_allclose(np.sum(trainer.predict(arrays[0]), axis=1), 1, rtol=1e-5)
+
+
+def test_no_function_is_traced_again_for_the_last_batch(arrays):
+    traces = []
+
+    class Counting(layers.Layer):
+        def call(self, x):
+            if not tf.executing_eagerly():
+                traces.append(x.shape)  # runs when a function is traced, not when it is replayed
+            return x
+
+    model = keras.Sequential([keras.Input((8, 8, 1)), Counting(), *network().layers])
+    trainer = make_trainer(model)
+    traces.clear()
+    trainer.fit(*arrays, 2, False, batch_size=BATCH_SIZE)
+    trainer.fit(*arrays, 2, False, batch_size=BATCH_SIZE)
+    assert len(traces) == 2  # one for the training step, one for the evaluation
+    for n in (N, N_VAL, 1):
+        trainer.predict(arrays[0][:n])
+    assert len(traces) == 3
+
+
+def test_keras_callbacks_do_their_work(arrays, tmp_path):
+    batches = []
+    trainer = make_trainer()
+    trainer.fit(
+        *arrays,
+        50,
+        False,
+        batch_size=BATCH_SIZE,
+        callbacks=[
+            keras.callbacks.EarlyStopping("val_loss", patience=1, restore_best_weights=True),
+            keras.callbacks.ModelCheckpoint(str(tmp_path / "best.keras"), save_best_only=True),
+            keras.callbacks.ReduceLROnPlateau("val_loss", factor=0.5, patience=0),
+            keras.callbacks.CSVLogger(str(tmp_path / "log.csv")),
+            keras.callbacks.LambdaCallback(
+                on_train_batch_end=lambda step, logs: batches.append((step, logs["loss"]))
+            ),
+        ],
+    )
+    epochs = len(trainer.history["val_loss"])
+    assert epochs < 50
+    assert trainer.optimizer.learning_rate < 0.01
+    assert [step for step, _ in batches] == list(range(7)) * epochs
+    assert len((tmp_path / "log.csv").read_text().splitlines()) == 1 + epochs
+    saved = keras.models.load_model(tmp_path / "best.keras")
+    for best, restored in zip(saved.get_weights(), trainer.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(best, restored)
+
+
+def test_a_callback_that_listens_to_batches_changes_no_result(arrays):
+    fast, slow = make_trainer(network()), make_trainer(network())
+    keras.utils.set_random_seed(3)
+    fast.fit(*arrays, 2, False, batch_size=BATCH_SIZE, shuffle=False)
+    listener = keras.callbacks.LambdaCallback(on_train_batch_end=lambda step, logs: None)
+    slow.fit(*arrays, 2, False, batch_size=BATCH_SIZE, shuffle=False, callbacks=[listener])
+    assert fast.history == slow.history
+
+
+def test_verbose_prints_the_lines_of_the_lab_sheet(arrays, capsys):
+    trainer = make_trainer()
+    history = trainer.fit(*arrays, 2)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        f"Epoch {i + 1}/2 - loss: {history['loss'][i]:.6f} - "
+        f"train acc: {100 * history['accuracy'][i]:.2f}% - "
+        f"val acc: {100 * history['val_accuracy'][i]:.2f}%"
+        for i in range(2)
+    ]
+    trainer.fit(*arrays, 1, verbose=False)
+    assert capsys.readouterr().out == ""
+
+
+def test_plot_history_draws_the_four_curves(arrays):
+    trainer = make_trainer()
+    with pytest.raises(RuntimeError, match="call fit first"):
+        trainer.plot_history()
+    history = trainer.fit(*arrays, 3, False)
+    loss, accuracy = trainer.plot_history().axes
+    for axis, name, scale in ((loss, "loss", 1), (accuracy, "accuracy", 100)):
+        training, validation = axis.lines
+        np.testing.assert_allclose(training.get_ydata(), scale * np.array(history[name]))
+        np.testing.assert_allclose(validation.get_ydata(), scale * np.array(history[f"val_{name}"]))
+        np.testing.assert_array_equal(training.get_xdata(), [1, 2, 3])
+
+
+def with_pixel(x, value):
+    x = x.copy()
+    x[3, 2, 1, 0] = value
+    return x
+
+
+# Each: what is done to the four arrays and the keywords, and what the error must say.
+MISTAKES = {
+    "no channel axis": (lambda a: {"x_train": a["x_train"][..., 0]}, r"x_train.*add_channel"),
+    "three channels": (lambda a: {"x_val": np.repeat(a["x_val"], 3, 3)}, r"x_val.*\(70, 8, 8, 3\)"),
+    "other size": (lambda a: {"x_train": a["x_train"][:, 1:]}, r"x_train.*\(200, 7, 8, 1\)"),
+    "text": (lambda a: {"x_train": a["x_train"].astype(str)}, "x_train: expected numbers"),
+    "no image": (lambda a: {"x_train": a["x_train"][:0]}, r"x_train.*\(0, 8, 8, 1\)"),
+    "NaN": (lambda a: {"x_train": with_pixel(a["x_train"], np.nan)}, "x_train.*NaN"),
+    "infinite": (lambda a: {"x_val": with_pixel(a["x_val"], np.inf)}, "x_val.*infinite"),
+    "label 10": (lambda a: {"y_train": a["y_train"] + 1}, "y_train.*from 0 to 9.*to 10"),
+    "label -1": (lambda a: {"y_val": a["y_val"] - 1}, "y_val.*got labels from -1"),
+    "one-hot": (lambda a: {"y_train": np.eye(10)[a["y_train"]]}, "y_train.*argmax"),
+    "column": (lambda a: {"y_train": a["y_train"][:, None]}, r"y_train.*\(200, 1\)"),
+    "length": (lambda a: {"y_train": a["y_train"][:-1]}, "y_train.*200, got 199"),
+    "float labels": (lambda a: {"y_train": a["y_train"] + 0.5}, "y_train.*float64"),
+    "no epoch": (lambda a: {"epochs": 0}, "epochs: expected 1 or more, got 0"),
+    "half an epoch": (lambda a: {"epochs": 1.5}, "epochs: expected an integer, got 1.5"),
+    "empty batch": (lambda a: {"batch_size": 0}, "batch_size: expected 1 or more, got 0"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_named(arrays, mistake):
+    arguments = dict(zip(("x_train", "y_train", "x_val", "y_val"), arrays, strict=True))
+    arguments["epochs"] = 1
+    change, message = MISTAKES[mistake]
+    trainer = make_trainer()
+    before = trainer.model.get_weights()
+    with pytest.raises((ValueError, TypeError), match=message):
+        trainer.fit(**arguments | change(arguments))
+    for first, second in zip(before, trainer.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+def test_predict_names_mistakes_too(arrays):
+    trainer = make_trainer()
+    with pytest.raises(ValueError, match=r"x: expected shape \(n, 8, 8, 1\), got \(8, 8, 1\)"):
+        trainer.predict(arrays[0][0])
+    with pytest.raises(ValueError, match="x: expected finite pixels"):
+        trainer.predict(with_pixel(arrays[0], np.nan))
+    with pytest.raises(ValueError, match="batch_size"):
+        trainer.predict(arrays[0], batch_size=0)
+
+
+def test_pixels_beyond_one_are_allowed_with_one_warning(arrays):
+    x, y, x_val, y_val = arrays
+    trainer = make_trainer()
+    with pytest.warns(UserWarning, match="x_train.*normalize") as caught:
+        trainer.fit((255 * x).astype(np.uint8), y, 255 * x_val, y_val, 1, False)
+    assert len([w for w in caught if "normalize" in str(w.message)]) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make_trainer().fit(*arrays, 1, False)
+
+
+@pytest.mark.parametrize("build", [tpcnn.build_fc, tpcnn.build_cnn, tpcnn.build_fashion_cnn])
+def test_each_network_learns_a_few_images_by_heart(build):
+    mnist = tpcnn.load_mnist()
+    keras.utils.set_random_seed(0)
+    trainer = Trainer(
+        build(dropout=0.0),
+        keras.losses.SparseCategoricalCrossentropy(),
+        keras.optimizers.Adam(0.003),
+    )
+    x, y = mnist.x_train[:200], mnist.y_train[:200]
+    history = trainer.fit(x, y, x, y, 25, False, batch_size=50)
+    assert trainer.predict(x).shape == (200, 10)
+    assert history["accuracy"][-1] > 0.97
