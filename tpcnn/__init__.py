@@ -1,7 +1,10 @@
 """The module that the chapters of the book run."""
 
-from tpcnn import device  # first: it decides how TensorFlow starts
-from tpcnn import checks, plots
+from tpcnn import (
+    checks,
+    device,  # first: it decides how TensorFlow starts
+    plots,
+)
 from tpcnn.data import Dataset, add_channel, load_fashion_mnist, load_mnist, normalize, split
 from tpcnn.device import describe_device, require_gpu
 from tpcnn.models import build_cnn, build_fashion_cnn, build_fc

@@ -15,7 +15,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 @contextlib.contextmanager
 def _quiet_stderr():
-    """Hold back what native code writes to file descriptor 2, and show it only if the block fails."""
+    """Hold back what native code writes to file descriptor 2; show it only if the block fails."""
     saved = os.dup(2)
     with tempfile.TemporaryFile() as held:
         os.dup2(held.fileno(), 2)
@@ -44,7 +44,7 @@ def gpu_names() -> list[str]:
 
 
 def describe_device() -> str:
-    """Return the device that training runs on, such as ``GPU: Tesla T4`` or ``CPU: 2 cores, ...``."""
+    """Return the device that training runs on, such as ``GPU: Tesla T4`` or ``CPU: 2 cores``."""
     names = gpu_names()
     if names:
         return "GPU: " + ", ".join(names)

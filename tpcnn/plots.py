@@ -55,7 +55,7 @@ def images(
     for axis in axes.flat:
         axis.axis("off")
     colors = ["black"] * len(x) if colors is None else colors
-    for axis, image, title, color in zip(axes.flat, x, titles, colors):
+    for axis, image, title, color in zip(axes.flat, x, titles, colors, strict=False):
         axis.imshow(np.squeeze(image))
         axis.set_title(title, color=color, fontweight="bold" if color == RED else "normal")
     return figure
@@ -92,7 +92,7 @@ def predicted_images(
     gap = " |\n" if max(map(len, class_names)) > 3 else " | "
     titles = [
         f"{'✓' if ok else '✗'} {class_names[guess]}{gap}{class_names[truth]}"
-        for ok, guess, truth in zip(right, predicted, y)
+        for ok, guess, truth in zip(right, predicted, y, strict=False)
     ]
     return images(x[:n], titles, colors=[GREEN if ok else RED for ok in right])
 

@@ -3,9 +3,11 @@
 Whatever the source, an array is used only if its SHA-256 is the one below.
 """
 
+import contextlib
 import gzip
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -191,7 +193,7 @@ def _fashion_from_debian(folder: Path) -> Arrays:
 
 
 def _run(command: list[str], folder: Path, label: str, expected_bytes: int) -> None:
-    """Run a client that downloads into `folder`, show its progress, end it when it takes too long."""
+    """Run a client that downloads into `folder`: show its progress, end it if it takes too long."""
     deadline = time.monotonic() + SECONDS_PER_SOURCE
     with tempfile.TemporaryFile("w+") as output:
         try:
@@ -227,17 +229,15 @@ def _run(command: list[str], folder: Path, label: str, expected_bytes: int) -> N
 def _bytes_in(folder: Path) -> int:
     total = 0
     for path in folder.rglob("*"):
-        try:
+        with contextlib.suppress(FileNotFoundError):  # the client renamed or removed it meanwhile
             total += path.stat().st_size
-        except FileNotFoundError:  # the client renamed or removed it meanwhile
-            pass
     return total
 
 
 def _last_line(text: str) -> str:
     """Return the line of a client's output that says what went wrong."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    telling = [line for line in lines if "rror" in line or line.startswith("E:")]
+    telling = [line for line in lines if re.search(r"^E: |^\w*(Error|Exception): |reason: ", line)]
     return (telling or lines or [""])[-1][:300]
 
 
@@ -271,7 +271,12 @@ def _read_idx(folder: Path) -> Arrays:
 def _write_npz(path: Path, arrays: Arrays) -> None:
     """Write the cache so that it is whole or absent, whatever happens meanwhile."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
+    for left in path.parent.glob(f"{path.stem}.*.part"):
+        if time.time() - left.stat().st_mtime > SECONDS_PER_SOURCE:  # by a process that was killed
+            left.unlink(missing_ok=True)
+    with tempfile.NamedTemporaryFile(
+        dir=path.parent, prefix=f"{path.stem}.", suffix=".part", delete=False
+    ) as file:
         try:
             np.savez(file, **arrays)
             file.flush()

@@ -248,7 +248,7 @@ class Trainer:
         # A subclassed model, or one without an input layer, does not say what it expects.
         expected = getattr(self.model, "input_shape", images.shape)[1:]
         fits = images.ndim == len(expected) + 1 and all(
-            wanted in (None, got) for wanted, got in zip(expected, images.shape[1:])
+            wanted in (None, got) for wanted, got in zip(expected, images.shape[1:], strict=False)
         )
         if not fits:
             shape = "(n, " + ", ".join("any" if d is None else str(d) for d in expected) + ")"
