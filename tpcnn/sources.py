@@ -179,6 +179,7 @@ def _fashion_from_debian(folder: Path) -> Arrays:
         f"-oAcquire::http::Timeout={SECONDS_WITHOUT_ANSWER}",
         f"-oAcquire::https::Timeout={SECONDS_WITHOUT_ANSWER}",
         "-oAcquire::Retries=1",
+        "-oAPT::Update::Error-Mode=any",
     ]
     try:
         _run(["apt-get", "download", package], folder, f"Debian package {package}", size)

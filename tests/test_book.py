@@ -1,0 +1,86 @@
+"""The built book: its results, and what must not be in its chapters."""
+
+import json
+import tomllib
+
+import nbformat
+import pytest
+from conftest import CHAPTERS, ROOT
+
+from tpcnn.checks import REQUIRED_ACCURACY
+
+pytestmark = pytest.mark.book
+EXPECTED = tomllib.loads((ROOT / "tests" / "expected_results.toml").read_text())
+
+
+def disagreements(results: dict, expected: dict) -> list[str]:
+    """Return a line for each figure that differs: chapter, figure, both values."""
+    lines = []
+    for chapter, figures in expected.items():
+        built = results.get(chapter)
+        if built is None:
+            lines.append(f"{chapter}: no results in the built book")
+            continue
+        accuracy, required = built["test_accuracy"], REQUIRED_ACCURACY[chapter]
+        if accuracy < required:
+            lines.append(f"{chapter}: test_accuracy is {accuracy:.4f}, required {required:.4f}")
+        if abs(accuracy - figures["test_accuracy"]) > figures["tolerance"]:
+            lines.append(
+                f"{chapter}: test_accuracy is {accuracy:.4f}, "
+                f"expected {figures['test_accuracy']:.4f} ± {figures['tolerance']}"
+            )
+        for figure in ("parameters", "epochs"):
+            if built[figure] != figures[figure]:
+                lines.append(f"{chapter}: {figure} is {built[figure]}, expected {figures[figure]}")
+        for figure in ("seconds", "images_per_second", "device"):
+            if not built[figure]:
+                lines.append(f"{chapter}: {figure} is {built[figure]!r}, expected to be measured")
+    return lines
+
+
+@pytest.fixture
+def results(html):
+    return json.loads((html.parent / "results.json").read_text())
+
+
+def test_the_results_are_as_required_and_expected(results):
+    assert not disagreements(results, EXPECTED)
+
+
+def test_a_drop_in_accuracy_is_named(results):
+    results["cnn"]["test_accuracy"] = 0.97
+    lines = disagreements(results, EXPECTED)
+    assert "cnn: test_accuracy is 0.9700, required 0.9800" in lines
+    assert all(line.startswith("cnn: test_accuracy is 0.9700") for line in lines)
+
+
+def test_the_index_shows_every_result(html, results):
+    page = (html / "index.html").read_text()
+    for figures in results.values():
+        for shown in (
+            f"{figures['test_accuracy']:.2%}",
+            f"{figures['parameters']:,}",
+            f"{figures['seconds']:.0f}",
+            figures["device"],
+        ):
+            assert shown in page
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_a_chapter_ran_whole_and_wrote_nothing_to_stderr(html, chapter):
+    path = html.parent / "jupyter_execute" / f"{chapter}.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert cells
+    for cell in cells:
+        assert cell.execution_count, cell.source
+        for output in cell.outputs:
+            assert output.output_type != "error", cell.source
+            assert output.get("name") != "stderr", (cell.source, output.get("text"))
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_no_debris_in_a_page(html, chapter):
+    page = (html / f"{chapter}.html").read_text()
+    for debris in ("absl::InitializeLog", "Warning:", "it/s]", "B/s]", "\r", "np.float64("):
+        assert debris not in page
