@@ -1,5 +1,6 @@
 # The commands of the book. Each creates what it needs; see README.md.
 
+comma := ,
 PYTHON ?= python3
 PORT ?= 8000
 SHELL := /bin/bash
@@ -13,14 +14,13 @@ HTML := _build/html
 # The GPU is asked for before anything is installed.
 HAS_GPU := $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo yes)
 EXTRAS := book,test$(if $(HAS_GPU),$(comma)gpu)
-comma := ,
 INSTALLED := $(VENV)/.installed-$(if $(HAS_GPU),gpu,cpu)
 GIGABYTES := $(if $(HAS_GPU),12,5)
 stop = { echo "make: $(1)" >&2; exit 1; }
 
-.PHONY: book test test-fast serve lint lock clean
+.PHONY: book test test-fast serve lint lock clean required-gpu
 
-book: $(INSTALLED)
+book: required-gpu $(INSTALLED)
 	@$(BIN)/python -m tpcnn
 	@mkdir -p _build
 	@start=$$SECONDS; \
@@ -30,6 +30,10 @@ book: $(INSTALLED)
 	  $(call stop,the book did not build: see the warnings above. What was executed is kept.); \
 	fi; \
 	echo "Built in $$((SECONDS - start)) s: $(CURDIR)/$(HTML)/index.html"
+
+required-gpu:
+	@[[ "$${TPCNN_REQUIRE_GPU:-}" != 1 || -n "$(HAS_GPU)" ]] \
+	  || $(call stop,TPCNN_REQUIRE_GPU=1$(comma) but nvidia-smi finds no GPU on this machine.)
 
 test: book
 	$(BIN)/python -m pytest tests
@@ -58,8 +62,6 @@ $(INSTALLED): pyproject.toml constraints.txt
 	  || $(call stop,Python 3.11 to 3.13 is needed: set PYTHON=/path/to/python3.12 or install it.)
 	@$(PYTHON) -c 'import venv$(comma) ensurepip' 2>/dev/null \
 	  || $(call stop,$(PYTHON) lacks its venv module: on Debian or Ubuntu install python3-venv.)
-	@[[ -z "$${TPCNN_REQUIRE_GPU:-}" || "$$TPCNN_REQUIRE_GPU" != 1 || -n "$(HAS_GPU)" ]] \
-	  || $(call stop,TPCNN_REQUIRE_GPU=1$(comma) but nvidia-smi finds no GPU on this machine.)
 	@(( $$(df -Pk . | awk 'NR == 2 { print $$4 }') > $(GIGABYTES) * 1000000 )) \
 	  || $(call stop,not enough disk space here: $(GIGABYTES) GB are needed for $(VENV).)
 	@mkdir -p _build

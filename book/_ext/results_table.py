@@ -35,8 +35,11 @@ class ResultsTable(SphinxDirective):
 def collect(env) -> dict[str, dict]:
     """Return the results of each chapter that glued any, in the order of the table of contents."""
     results = {}
+    executed = Path(env.app.outdir).parent / "jupyter_execute"
     for docname in env.toctree_includes.get(env.config.root_doc, []):
-        glued = NbMetadataCollector.get_doc_data(env)[docname].get("glue", {})
+        if not NbMetadataCollector.get_doc_data(env)[docname].get("glue"):
+            continue
+        glued = json.loads((executed / f"{docname}.glue.json").read_text())
         values = {
             key: ast.literal_eval(glued[key]["data"]["text/plain"])
             for key in COLUMNS
