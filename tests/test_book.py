@@ -82,5 +82,12 @@ def test_a_chapter_ran_whole_and_wrote_nothing_to_stderr(html, chapter):
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_no_debris_in_a_page(html, chapter):
     page = (html / f"{chapter}.html").read_text()
-    for debris in ("absl::InitializeLog", "Warning:", "it/s]", "B/s]", "\r", "np.float64("):
+    for debris in (
+        "absl::InitializeLog",
+        "Warning:",
+        "it/s]",
+        "B/s]",
+        "\r",
+        "np.float64(",
+    ):
         assert debris not in page

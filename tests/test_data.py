@@ -61,7 +61,11 @@ def put_by_hand(cache, arrays, damage=None):
 )
 def test_load_prepares_the_arrays(load, names):
     (x, y), (x_test, y_test) = load(raw=True)
-    assert (x.dtype, x.shape, x_test.shape) == (np.uint8, (60000, 28, 28), (10000, 28, 28))
+    assert (x.dtype, x.shape, x_test.shape) == (
+        np.uint8,
+        (60000, 28, 28),
+        (10000, 28, 28),
+    )
     data = load()
     assert names in (None, data.class_names)
     assert len(data.class_names) == 10
@@ -146,7 +150,10 @@ def test_pickled_content_is_not_executed(cache, whole_cache, offline):
     cache.mkdir()
     evil = np.array([Payload()], dtype=object)
     np.savez(cache / "mnist.npz", x_train=evil)
-    with pytest.warns(UserWarning, match="damaged"), pytest.raises(sources.DownloadError):
+    with (
+        pytest.warns(UserWarning, match="damaged"),
+        pytest.raises(sources.DownloadError),
+    ):
         sources.load("mnist")
     assert not (cache / "executed").exists()
 

@@ -28,7 +28,9 @@ print("sum", 1 + 1)
 def book(tmp_path):
     """A copy of this book with one short chapter; it shares the installed packages."""
     tracked = subprocess.check_output(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, text=True
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        text=True,
     )
     for name in tracked.splitlines():
         if (ROOT / name).exists():

@@ -49,7 +49,9 @@ def open_page(browser, address):
 
     def open_page(name, width=1280, scheme="light"):
         context = browser.new_context(
-            viewport={"width": width, "height": 900}, color_scheme=scheme, device_scale_factor=2
+            viewport={"width": width, "height": 900},
+            color_scheme=scheme,
+            device_scale_factor=2,
         )
         contexts.append(context)
         page = context.new_page()

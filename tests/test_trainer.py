@@ -269,22 +269,46 @@ def with_pixel(x, value):
 
 # Each: what is done to the four arrays and the keywords, and what the error must say.
 MISTAKES = {
-    "no channel axis": (lambda a: {"x_train": a["x_train"][..., 0]}, r"x_train.*add_channel"),
-    "three channels": (lambda a: {"x_val": np.repeat(a["x_val"], 3, 3)}, r"x_val.*\(70, 8, 8, 3\)"),
-    "other size": (lambda a: {"x_train": a["x_train"][:, 1:]}, r"x_train.*\(200, 7, 8, 1\)"),
-    "text": (lambda a: {"x_train": a["x_train"].astype(str)}, "x_train: expected numbers"),
+    "no channel axis": (
+        lambda a: {"x_train": a["x_train"][..., 0]},
+        r"x_train.*add_channel",
+    ),
+    "three channels": (
+        lambda a: {"x_val": np.repeat(a["x_val"], 3, 3)},
+        r"x_val.*\(70, 8, 8, 3\)",
+    ),
+    "other size": (
+        lambda a: {"x_train": a["x_train"][:, 1:]},
+        r"x_train.*\(200, 7, 8, 1\)",
+    ),
+    "text": (
+        lambda a: {"x_train": a["x_train"].astype(str)},
+        "x_train: expected numbers",
+    ),
     "no image": (lambda a: {"x_train": a["x_train"][:0]}, r"x_train.*\(0, 8, 8, 1\)"),
     "NaN": (lambda a: {"x_train": with_pixel(a["x_train"], np.nan)}, "x_train.*NaN"),
-    "infinite": (lambda a: {"x_val": with_pixel(a["x_val"], np.inf)}, "x_val.*infinite"),
-    "label 10": (lambda a: {"y_train": a["y_train"] + 1}, "y_train.*from 0 to 9.*to 10"),
+    "infinite": (
+        lambda a: {"x_val": with_pixel(a["x_val"], np.inf)},
+        "x_val.*infinite",
+    ),
+    "label 10": (
+        lambda a: {"y_train": a["y_train"] + 1},
+        "y_train.*from 0 to 9.*to 10",
+    ),
     "label -1": (lambda a: {"y_val": a["y_val"] - 1}, "y_val.*got labels from -1"),
     "one-hot": (lambda a: {"y_train": np.eye(10)[a["y_train"]]}, "y_train.*argmax"),
     "column": (lambda a: {"y_train": a["y_train"][:, None]}, r"y_train.*\(200, 1\)"),
     "length": (lambda a: {"y_train": a["y_train"][:-1]}, "y_train.*200, got 199"),
     "float labels": (lambda a: {"y_train": a["y_train"] + 0.5}, "y_train.*float64"),
     "no epoch": (lambda a: {"epochs": 0}, "epochs: expected 1 or more, got 0"),
-    "half an epoch": (lambda a: {"epochs": 1.5}, "epochs: expected an integer, got 1.5"),
-    "empty batch": (lambda a: {"batch_size": 0}, "batch_size: expected 1 or more, got 0"),
+    "half an epoch": (
+        lambda a: {"epochs": 1.5},
+        "epochs: expected an integer, got 1.5",
+    ),
+    "empty batch": (
+        lambda a: {"batch_size": 0},
+        "batch_size: expected 1 or more, got 0",
+    ),
 }
 
 

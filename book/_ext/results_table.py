@@ -45,7 +45,7 @@ def collect(env) -> dict[str, dict]:
             for key in COLUMNS
             if key in glued
         }
-        if values:
+        if "test_accuracy" in values:
             results[docname] = values
     return results
 
@@ -59,7 +59,10 @@ def write_results(app, env):
 def fill(app, doctree, docname):
     for placeholder in doctree.findall(results_table):
         results = collect(app.env)
-        table, group = nodes.table(), nodes.tgroup(cols=1 + len(COLUMNS))
+        table, group = (
+            nodes.table(classes=["results"]),
+            nodes.tgroup(cols=1 + len(COLUMNS)),
+        )
         group += [nodes.colspec(colwidth=1) for _ in range(1 + len(COLUMNS))]
         head, body = nodes.thead(), nodes.tbody()
         head += _row(["Chapter"] + [title for title, _ in COLUMNS.values()])
