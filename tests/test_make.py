@@ -10,7 +10,13 @@ import pytest
 from conftest import ROOT
 
 CHAPTER = """---
+jupytext:
+  text_representation:
+    extension: .md
+    format_name: myst
 kernelspec:
+  display_name: Python 3
+  language: python
   name: python3
 ---
 
