@@ -12,28 +12,35 @@ VENV := .venv
 BIN := $(VENV)/bin
 HTML := _build/html
 # The GPU is asked for before anything is installed.
-HAS_GPU := $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo yes)
+HAS_GPU := $(shell [[ "$$(nvidia-smi -L 2>/dev/null)" == *GPU* ]] && echo yes)
 EXTRAS := book,test$(if $(HAS_GPU),$(comma)gpu)
 INSTALLED := $(VENV)/.installed-$(if $(HAS_GPU),gpu,cpu)
 GIGABYTES := $(if $(HAS_GPU),12,5)
 stop = { echo "make: $(1)" >&2; exit 1; }
 
+export PYTHONPATH := $(CURDIR)
+
+.NOTPARALLEL:
 .PHONY: book test test-fast serve lint lock clean required-gpu
 
 book: required-gpu $(INSTALLED)
-	@$(BIN)/python -m tpcnn
+	@$(BIN)/python -m tpcnn $(if $(HAS_GPU),--has-gpu)
 	@mkdir -p _build
-	@start=$$SECONDS; \
+	@# Sphinx does not read again what it has read, be it wrong: a build that failed or was
+	@# killed leaves the mark, and the next one reads every chapter, executed ones from the cache.
+	@[[ ! -e _build/.unfinished ]] || rm -rf _build/.doctrees
+	@touch _build/.unfinished
+	@set -eo pipefail; start=$$SECONDS; \
 	if ! $(BIN)/jupyter-book build book --config _config.yml --toc "$(CURDIR)/_toc.yml" --path-output . \
 	    -W -n --keep-going 2>&1 | $(BIN)/python -u book/_ext/progress.py; then \
-	  rm -rf _build/.doctrees; \
-	  $(call stop,the book did not build: see the warnings above. What was executed is kept.); \
+	  $(call stop,the book did not build: see above$(comma) or _build/build.log. What ran is kept.); \
 	fi; \
+	rm _build/.unfinished; \
 	echo "Built in $$((SECONDS - start)) s: $(CURDIR)/$(HTML)/index.html"
 
 required-gpu:
-	@[[ "$${TPCNN_REQUIRE_GPU:-}" != 1 || -n "$(HAS_GPU)" ]] \
-	  || $(call stop,TPCNN_REQUIRE_GPU=1$(comma) but nvidia-smi finds no GPU on this machine.)
+	@[[ "$${TPCNN_REQUIRE_GPU:-0}" == 0 || -n "$(HAS_GPU)" ]] \
+	  || $(call stop,TPCNN_REQUIRE_GPU is set$(comma) but nvidia-smi finds no GPU on this machine.)
 
 test: book
 	$(BIN)/python -m pytest tests
@@ -49,9 +56,10 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-lock: $(INSTALLED)
-	$(BIN)/pip install --quiet uv
-	$(BIN)/uv pip compile --upgrade --universal --python-version 3.11 --all-extras \
+lock:
+	$(PYTHON) -m venv _build/lock
+	_build/lock/bin/pip install --quiet uv
+	_build/lock/bin/uv pip compile --upgrade --universal --python-version 3.11 --all-extras \
 	  --no-annotate --no-header --quiet pyproject.toml --output-file constraints.txt
 
 clean:
@@ -67,9 +75,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@mkdir -p _build
 	@echo "Installing into $(VENV) what constraints.txt lists (once; a few minutes)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --disable-pip-version-check --retries 2 --timeout 20 --no-input \
+	@set -eo pipefail; $(BIN)/pip install --disable-pip-version-check --retries 2 --timeout 20 --no-input \
 	    --constraint constraints.txt --editable '.[$(EXTRAS)]' 2>&1 \
 	  | tee _build/install.log \
-	  | awk '/Downloading|Installing collected/ { print "  " substr($$0, 1, 78); fflush() }' \
-	  || $(call stop,pip could not install the packages; is the network up? See _build/install.log)
+	  | { grep --line-buffered -oE '^ *(Downloading|Using cached|Installing) .{0,60}' || true; } \
+	  || if grep -q 'No space left' _build/install.log; \
+	    then $(call stop,the disk is full: $(VENV) or the folder for temporary files has no space.); \
+	    else $(call stop,pip could not install the packages; is the network up? See _build/install.log); \
+	    fi
 	@touch $@

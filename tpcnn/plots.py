@@ -51,7 +51,7 @@ def images(
         columns: images per row.
         colors: n colours, one per title; black by default.
     """
-    rows = -(-len(x) // columns)
+    rows = max(1, -(-len(x) // columns))  # none at all: an empty figure
     figure, axes = plt.subplots(
         rows, columns, figsize=(WIDTH, WIDTH / columns * rows * 1.16), squeeze=False
     )
@@ -112,7 +112,7 @@ def class_probabilities(
     The bar of the predicted class is red, that of the true class blue; where both are the same
     class, it is blue: the prediction is correct. The arguments are those of `predicted_images`.
     """
-    columns = 4
+    n, columns = min(n, len(x)), 4
     rows = -(-n // columns)
     figure, axes = plt.subplots(
         rows,
@@ -164,7 +164,7 @@ def history(history: Mapping[str, Sequence[float]]) -> Figure:
         axis.set_xlabel("epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(axis="y", color="#E5E5E5")
-    loss_axis.set_ylabel("loss (cross-entropy, nats)")
+    loss_axis.set_ylabel("loss (nats)")
     accuracy_axis.set_ylabel("accuracy (%)")
     loss_axis.legend(frameon=False)
     return figure

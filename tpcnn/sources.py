@@ -8,19 +8,19 @@ import gzip
 import hashlib
 import os
 import re
+import signal
 import subprocess
 import sys
 import tarfile
 import tempfile
 import time
 import warnings
-import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 # SHA-256 of the raw uint8 array, ndarray.tobytes() in C order.
 CHECKSUMS = {
@@ -51,8 +51,8 @@ IDX_FILES = {
     "y_test": "t10k-labels-idx1-ubyte",
 }
 KERAS_HOST = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/"
-SECONDS_PER_SOURCE = 300  # no source may take longer ...
-SECONDS_WITHOUT_ANSWER = 20  # ... nor stay silent for longer than this
+SECONDS_PER_CLIENT = 300  # no client may run for longer ...
+SECONDS_WITHOUT_ANSWER = 20  # ... nor wait for longer than this for an answer
 
 Arrays = dict[str, np.ndarray]
 
@@ -83,12 +83,15 @@ def load(name: str) -> Arrays:
     if cached.exists():
         try:
             return _verified(name, _read_npz(cached))
-        except (_SourceError, OSError) as error:
+        except OSError as error:  # it may be whole: somebody else's, or a disk that recovers
+            warnings.warn(f"{cached} cannot be read ({error}); fetching again.", stacklevel=2)
+        except _SourceError as error:
             warnings.warn(
                 f"{cached} is damaged ({error}); it is thrown away and fetched again.",
                 stacklevel=2,
             )
-            cached.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                cached.unlink()
     arrays = _fetch(name)
     try:
         _write_npz(cached, arrays)
@@ -106,10 +109,10 @@ def _fetch(name: str) -> Arrays:
     failures = []
     for source, fetch in _sources(name).items():
         try:
-            with tempfile.TemporaryDirectory(prefix="tpcnn-") as folder:
+            with tempfile.TemporaryDirectory(prefix="tpcnn-", ignore_cleanup_errors=True) as folder:
                 return _verified(name, fetch(Path(folder)))
-        except (_SourceError, OSError, tarfile.TarError) as error:
-            failures.append(f"  - {source}: {error}")
+        except Exception as error:  # whatever a source sends, the next one gets its turn
+            failures.append(f"  - {source}: {error or type(error).__name__}")
     raise DownloadError(
         f"{name}: no source gave the data.\n" + "\n".join(failures) + "\n"
         "What you can do: connect to the internet and try again; or, on a machine that is "
@@ -178,17 +181,16 @@ def _fashion_from_debian(folder: Path) -> Arrays:
     # Package lists of our own: those of the machine may be missing or old, and are not ours.
     lists = folder / "lists"
     (lists / "partial").mkdir(parents=True)
-    options = [
-        f"-oDir::State::Lists={lists}",
-        f"-oDir::Cache={folder}",
+    limits = [
         "-oAPT::Sandbox::User=",
         f"-oAcquire::http::Timeout={SECONDS_WITHOUT_ANSWER}",
         f"-oAcquire::https::Timeout={SECONDS_WITHOUT_ANSWER}",
         "-oAcquire::Retries=1",
         "-oAPT::Update::Error-Mode=any",
     ]
+    options = [*limits, f"-oDir::State::Lists={lists}", f"-oDir::Cache={folder}"]
     try:
-        _run(["apt-get", "download", package], folder, f"Debian package {package}", size)
+        _run(["apt-get", "download", package, *limits], folder, f"Debian package {package}", size)
     except _SourceError:
         _run(
             ["apt-get", "update", "-qq", *options],
@@ -216,10 +218,17 @@ def _fashion_from_debian(folder: Path) -> Arrays:
 
 def _run(command: list[str], folder: Path, label: str, expected_bytes: int) -> None:
     """Run a client that downloads into `folder`: show its progress, end it if it takes too long."""
-    deadline = time.monotonic() + SECONDS_PER_SOURCE
-    with tempfile.TemporaryFile("w+") as output:
+    deadline = time.monotonic() + SECONDS_PER_CLIENT
+    with tempfile.TemporaryFile("w+", errors="replace") as output:
         try:
-            process = subprocess.Popen(command, cwd=folder, stdout=output, stderr=output)
+            process = subprocess.Popen(
+                command,
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,  # so that what the client starts can be ended with it
+            )
         except FileNotFoundError:
             raise _SourceError(f"{command[0]} is not installed") from None
         try:
@@ -239,9 +248,10 @@ def _run(command: list[str], folder: Path, label: str, expected_bytes: int) -> N
                     except subprocess.TimeoutExpired:
                         bar.update(min(_bytes_in(folder), expected_bytes) - bar.n)
                     if time.monotonic() > deadline:
-                        raise _SourceError(f"no end after {SECONDS_PER_SOURCE} s")
+                        raise _SourceError(f"no end after {SECONDS_PER_CLIENT} s")
         finally:
-            process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         if status:
             output.seek(0)
@@ -267,7 +277,9 @@ def _read_npz(path: Path) -> Arrays:
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {key: archive[key] for key in archive.files}
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except OSError:
+        raise
+    except Exception as error:  # a flipped bit can make zipfile and NumPy raise nearly anything
         raise _SourceError(f"not a whole .npz file: {error}") from None
 
 
@@ -284,7 +296,7 @@ def _read_idx(folder: Path) -> Arrays:
             # Two zero bytes, the type (8 is uint8), the number of axes, then each axis as 4 bytes.
             shape = np.frombuffer(content, ">u4", count=content[3], offset=4)
             pixels = np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape))
-            arrays[key] = pixels.reshape(shape)
+            arrays[key] = pixels.reshape(shape).copy()  # writable, like those of the cache
         except (ValueError, IndexError, EOFError, zlib.error) as error:
             raise _SourceError(f"{path.name} is damaged: {error}") from None
     return arrays
@@ -294,12 +306,13 @@ def _write_npz(path: Path, arrays: Arrays) -> None:
     """Write the cache so that it is whole or absent, whatever happens meanwhile."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f"{path.stem}.*.part"):
-        if time.time() - left.stat().st_mtime > SECONDS_PER_SOURCE:  # by a process that was killed
+        if time.time() - left.stat().st_mtime > SECONDS_PER_CLIENT:  # by a process that was killed
             left.unlink(missing_ok=True)
     with tempfile.NamedTemporaryFile(
         dir=path.parent, prefix=f"{path.stem}.", suffix=".part", delete=False
     ) as file:
         try:
+            os.fchmod(file.fileno(), 0o644)  # a cache may be shared; a temporary file is not
             np.savez(file, **arrays)
             file.flush()
             os.fsync(file.fileno())

@@ -37,10 +37,10 @@ class Trainer:
         optimizer: keras.optimizers.Optimizer,
     ):
         self.model = model
-        self.loss_function = loss_function
-        self.optimizer = optimizer
+        self.loss_function = keras.losses.get(loss_function)
+        self.optimizer = keras.optimizers.get(optimizer)
         # Our loop does not need it, but callbacks look for the optimizer on the model.
-        model.compile(optimizer=optimizer, loss=loss_function, metrics=["accuracy"])
+        model.compile(self.optimizer, self.loss_function, metrics=["accuracy"])
         self.train_loss = keras.metrics.Mean()
         self.train_accuracy = keras.metrics.SparseCategoricalAccuracy()
         self.val_loss = keras.metrics.Mean()
@@ -73,8 +73,9 @@ class Trainer:
             verbose: print a line after each epoch.
             batch_size: images per step; the last batch of an epoch may be smaller.
             shuffle: draw a new order for each epoch.
-            callbacks: Keras callbacks. One that listens to batches makes an epoch slower, since
-                the loop then returns to Python after each batch.
+            callbacks: Keras callbacks. One that listens to training batches makes an epoch
+                slower, since the loop then returns to Python after each batch. Hooks on
+                validation batches are not called, and an epoch to resume from is not read.
 
         Returns:
             `history`.
@@ -89,7 +90,9 @@ class Trainer:
         x_val, y_val = self._checked("val", x_val, y_val)
         self.optimizer.build(self.model.trainable_variables)
 
-        callbacks = keras.callbacks.CallbackList(callbacks, model=self.model, epochs=epochs)
+        callbacks = keras.callbacks.CallbackList(
+            callbacks, model=self.model, epochs=epochs, verbose=int(verbose)
+        )
         by_batch = any(_listens_to_batches(callback) for callback in callbacks.callbacks)
         self.history = {"loss": [], "accuracy": [], "val_loss": [], "val_accuracy": []}
         x_train, y_train = tf.constant(x_train), tf.constant(y_train)
@@ -125,6 +128,8 @@ class Trainer:
             callbacks.on_epoch_end(epoch, logs)
             if self.model.stop_training:
                 break
+        # As in Keras: an optimizer that averages the weights over the steps sets them now.
+        self.optimizer.finalize_variable_values(self.model.trainable_variables)
         callbacks.on_train_end(logs)
         return self.history
 
@@ -233,12 +238,18 @@ class Trainer:
             metric.reset_state()
 
     def _ends_in_softmax(self) -> bool:
-        """Whether the model gives probabilities already; its last layer says so, or the loss."""
-        if isinstance(self.model, keras.Sequential) or hasattr(self.model, "operations"):
-            last = self.model.layers[-1]
-            activation = getattr(last, "activation", None)
-            return isinstance(last, keras.layers.Softmax) or activation is keras.activations.softmax
-        return not getattr(self.loss_function, "from_logits", False)
+        """Whether the model gives probabilities already."""
+        # A model that is trained on logits gives logits. A loss that does not say, a plain
+        # function, leaves it to the model's last layer.
+        if hasattr(self.loss_function, "from_logits"):
+            return not self.loss_function.from_logits
+        last = self.model
+        while isinstance(last, keras.Model) and last.layers:
+            last = last.layers[-1]
+        softmax = (keras.activations.softmax, tf.nn.softmax)
+        return (
+            isinstance(last, keras.layers.Softmax) or getattr(last, "activation", None) in softmax
+        )
 
     def _checked(self, part, images, labels):
         images = self._checked_images(f"x_{part}", images)
@@ -265,6 +276,7 @@ class Trainer:
                 else "Prepare the images as for the model's first layer."
             )
             raise ValueError(f"{name}: expected shape {shape}, got {images.shape}. {advice}")
+        images = images.astype(np.float32, copy=False)
         low, high = images.min(), images.max()  # both are NaN if any pixel is
         if not (np.isfinite(low) and np.isfinite(high)):
             raise ValueError(
@@ -278,7 +290,6 @@ class Trainer:
                 "normalize scales 0..255 to that range.",
                 stacklevel=4,
             )
-        images = images.astype(np.float32, copy=False)
         if not self.model.built:
             self.model(images[:1], training=False)
         return images

@@ -12,7 +12,8 @@ STARTED = re.compile(r"([^/\s]+)\.md: Executing notebook")
 CACHED = re.compile(r"([^/\s]+)\.md: Using cached notebook")
 COLOR = re.compile(r"\x1b\[[\d;]*m")
 
-with open(Path("_build/build.log"), "w") as log:
+sys.stdin.reconfigure(encoding="utf-8", errors="replace")
+with open(Path("_build/build.log"), "w", encoding="utf-8") as log:
     for line in sys.stdin:
         line = COLOR.sub("", line)
         log.write(line)
@@ -24,6 +25,6 @@ with open(Path("_build/build.log"), "w") as log:
         elif match := CACHED.search(line):
             print(f"  {match[1]} unchanged since it was executed", flush=True)
         elif not line.startswith("[IPKernelApp]") and re.search(
-            r"WARNING|ERROR|Error|Traceback", line
+            r"warning|error|traceback", line, re.IGNORECASE
         ):
             print(line.rstrip(), flush=True)
