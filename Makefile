@@ -24,7 +24,9 @@ export PYTHONPATH := $(CURDIR)
 .PHONY: book test test-fast serve lint lock clean required-gpu
 
 book: required-gpu $(INSTALLED)
-	@$(BIN)/python -m tpcnn $(if $(HAS_GPU),--has-gpu)
+	@# Without the lines of TensorFlow's start-up log that no setting turns off.
+	@$(BIN)/python -m tpcnn $(if $(HAS_GPU),--has-gpu) \
+	  2> >(grep --line-buffered -vE 'absl::InitializeLog|^I[0-9]{4} ' >&2)
 	@mkdir -p _build
 	@# Sphinx does not read again what it has read, be it wrong: a build that failed or was
 	@# killed leaves the mark, and the next one reads every chapter, executed ones from the cache.
