@@ -24,7 +24,7 @@ with open(Path("_build/build.log"), "w", encoding="utf-8") as log:
             print(f"  {match[1]} executed in {float(match[2]):.0f} s", flush=True)
         elif match := CACHED.search(line):
             print(f"  {match[1]} unchanged since it was executed", flush=True)
-        elif not line.startswith("[IPKernelApp]") and re.search(
+        elif not line.startswith(("[IPKernelApp]", "myst")) and re.search(
             r"warning|error|traceback", line, re.IGNORECASE
         ):
             print(line.rstrip(), flush=True)
