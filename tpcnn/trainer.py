@@ -14,6 +14,8 @@ import tensorflow as tf
 
 from tpcnn import plots
 
+ANY_NUMBER_OF_LABELS = tf.TensorSpec([None], tf.int32)
+
 
 class Trainer:
     """Train a model, follow its progress, predict with it.
@@ -95,11 +97,9 @@ class Trainer:
         )
         by_batch = any(_listens_to_batches(callback) for callback in callbacks.callbacks)
         self.history = {"loss": [], "accuracy": [], "val_loss": [], "val_accuracy": []}
-        x_train, y_train = tf.constant(x_train), tf.constant(y_train)
+        x_train, y_train = tf.constant(x_train, tf.float32), tf.constant(y_train)
         train_batches = self._train_batches.get_concrete_function(
-            *_any_number_of(x_train, y_train),
-            tf.TensorSpec([None], tf.int32),
-            batch_size,
+            _any_number_of(x_train), ANY_NUMBER_OF_LABELS, ANY_NUMBER_OF_LABELS, batch_size
         )
 
         self.model.stop_training = False
@@ -148,9 +148,9 @@ class Trainer:
         """
         batch_size = _positive_integer("batch_size", batch_size)
         x = self._checked_images("x", x)
-        predict_step = self._predict_step.get_concrete_function(*_any_number_of(x))
+        predict_step = self._predict_step.get_concrete_function(_any_number_of(x))
         batches = [
-            predict_step(tf.constant(x[start : start + batch_size]))
+            predict_step(tf.constant(x[start : start + batch_size], tf.float32))
             for start in range(0, len(x), batch_size)
         ]
         return tf.concat(batches, axis=0)
@@ -204,10 +204,10 @@ class Trainer:
 
     def _evaluate(self, x, y, batch_size, callbacks):
         callbacks.on_test_begin()
-        eval_step = self._eval_step.get_concrete_function(*_any_number_of(x, y))
+        eval_step = self._eval_step.get_concrete_function(_any_number_of(x), ANY_NUMBER_OF_LABELS)
         for start in range(0, len(x), batch_size):
             batch = slice(start, start + batch_size)
-            eval_step(tf.constant(x[batch]), tf.constant(y[batch]))
+            eval_step(tf.constant(x[batch], tf.float32), tf.constant(y[batch]))
         logs = self._results("val_", self.val_loss, self.val_accuracy)
         callbacks.on_test_end(logs)
         return logs
@@ -253,11 +253,14 @@ class Trainer:
 
     def _checked(self, part, images, labels):
         images = self._checked_images(f"x_{part}", images)
-        classes = self.model(images[:1], training=False).shape[-1]
+        classes = self.model(images[:1].astype(np.float32), training=False).shape[-1]
         return images, _checked_labels(f"y_{part}", labels, len(images), classes)
 
     def _checked_images(self, name, images):
-        """Return `images` as float32, of the shape that the model expects."""
+        """Return `images` as an array of the shape that the model expects, uncopied.
+
+        They become float32 batch by batch, so that any number of them needs no second copy.
+        """
         images = np.asarray(images)
         if images.dtype.kind not in "biuf":
             raise ValueError(f"{name}: expected numbers, got an array of {images.dtype}.")
@@ -276,9 +279,8 @@ class Trainer:
                 else "Prepare the images as for the model's first layer."
             )
             raise ValueError(f"{name}: expected shape {shape}, got {images.shape}. {advice}")
-        images = images.astype(np.float32, copy=False)
         low, high = images.min(), images.max()  # both are NaN if any pixel is
-        if not (np.isfinite(low) and np.isfinite(high)):
+        if not max(abs(float(low)), abs(float(high))) <= np.finfo(np.float32).max:
             raise ValueError(
                 f"{name}: expected finite pixels, got NaN or infinite ones. "
                 "Look for a division by zero in the preparation of the images."
@@ -291,7 +293,7 @@ class Trainer:
                 stacklevel=4,
             )
         if not self.model.built:
-            self.model(images[:1], training=False)
+            self.model(images[:1].astype(np.float32), training=False)
         return images
 
 
@@ -315,9 +317,9 @@ def _checked_labels(name, labels, n, classes):
     return labels.astype(np.int32)
 
 
-def _any_number_of(*arrays):
+def _any_number_of(images):
     """Return what a TensorFlow function is traced for, once, whatever the size of a batch."""
-    return [tf.TensorSpec([None, *array.shape[1:]], array.dtype) for array in arrays]
+    return tf.TensorSpec([None, *images.shape[1:]], tf.float32)
 
 
 def _sizes(n, batch_size):
