@@ -8,6 +8,7 @@ import sys
 import pytest
 from conftest import ROOT
 
+pytestmark = pytest.mark.book
 CHAPTER = """---
 jupytext:
   text_representation:
