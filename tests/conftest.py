@@ -10,7 +10,9 @@ import tensorflow as tf
 tf.config.experimental.enable_tensor_float_32_execution(False)
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-CHAPTERS = ["data", "trainer", "fully_connected", "cnn", "fashion"]
+# The chapters that run code, and how many figures each shows.
+FIGURES = {"data": 4, "trainer": 2, "fully_connected": 6, "cnn": 6, "fashion": 6}
+CHAPTERS = list(FIGURES)
 
 
 @pytest.fixture(scope="session")

@@ -7,12 +7,11 @@ import shutil
 import threading
 
 import pytest
-from conftest import CHAPTERS
+from conftest import CHAPTERS, FIGURES
 from playwright.sync_api import Error, sync_playwright
 
 pytestmark = pytest.mark.book
 PAGES = ["index", *CHAPTERS, "references"]
-FIGURES = {"data": 4, "trainer": 2, "fully_connected": 6, "cnn": 6, "fashion": 6}
 WIDTHS = [390, 1280]
 SCHEMES = ["light", "dark"]
 
