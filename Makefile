@@ -80,7 +80,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@set -eo pipefail; $(BIN)/pip install --disable-pip-version-check --retries 2 --timeout 20 --no-input \
 	    --constraint constraints.txt --editable '.[$(EXTRAS)]' 2>&1 \
 	  | tee _build/install.log \
-	  | { grep --line-buffered -oE '^ *(Downloading|Using cached|Installing) .{0,60}' || true; } \
+	  | { grep --line-buffered -oE '^ *(Downloading|Using cached|Installing collected) .{0,60}' || true; } \
 	  || if grep -q 'No space left' _build/install.log; \
 	    then $(call stop,the disk is full: $(VENV) or the folder for temporary files has no space.); \
 	    else $(call stop,pip could not install the packages; is the network up? See _build/install.log); \
