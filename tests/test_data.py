@@ -113,7 +113,8 @@ def test_the_mirror_serves_when_keras_host_does_not(cache, monkeypatch, name, cl
         if os.environ.get("CI"):
             pytest.fail(f"CI must have {client}")
         pytest.skip(f"{client} is not installed here, and no other client reaches the mirror")
-    monkeypatch.setattr(sources, "KERAS_HOST", "http://127.0.0.1:9/")  # a closed port
+    # A closed port, since where the host answers the mirror would never be asked.
+    monkeypatch.setattr(sources, "KERAS_HOST", "http://127.0.0.1:9/")
     arrays = sources.load(name)  # its checksums are verified on the way
     assert arrays["x_train"].shape == (60000, 28, 28)
     assert [path.name for path in cache.iterdir()] == [f"{name}.npz"]
