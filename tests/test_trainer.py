@@ -29,7 +29,9 @@ def network(batch_norm=False, softmax=True, regularizer=None):
     return keras.Sequential(
         [
             keras.Input((8, 8, 1)),
-            layers.Conv2D(4, 3, kernel_regularizer=regularizer),
+            # Before batch normalisation a bias has no effect: its gradient is mere rounding, which
+            # Adam would turn into steps of full length.
+            layers.Conv2D(4, 3, use_bias=not batch_norm, kernel_regularizer=regularizer),
             *([layers.BatchNormalization()] if batch_norm else []),
             layers.ReLU(),
             layers.Flatten(),
@@ -226,6 +228,27 @@ def test_no_function_is_traced_again_for_the_last_batch(arrays):
     assert len(traces) == 3
 
 
+def test_no_function_is_traced_again_in_many_fits(arrays):
+    """Whatever TensorFlow traces, it builds as a function of its runtime."""
+    x, y, *_ = arrays
+    trainer = make_trainer()
+
+    def fit_in_each_way():
+        trainer.fit(*arrays, 2, False, batch_size=BATCH_SIZE)
+        trainer.fit(*arrays, 1, False, batch_size=BATCH_SIZE, shuffle=False)
+        trainer.fit(stream(x, y), None, stream(x, y), None, 1, False)
+
+    fit_in_each_way()
+    functions = [
+        trainer._train_batches, trainer._train_stream, trainer._train_step, trainer._eval_step
+    ]  # fmt: skip
+    traced = [function.experimental_get_tracing_count() for function in functions]
+    for _ in range(3):
+        fit_in_each_way()
+    assert [function.experimental_get_tracing_count() for function in functions] == traced
+    assert traced[0] == traced[1] == traced[3] == 1
+
+
 PREDICT_MANY = """
 import resource, sys
 import numpy as np
@@ -239,6 +262,74 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 assert trainer.predict(x, batch_size=10_000).shape == (600_000, 10)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
+
+
+FIT_IN_MEMORY = """
+import resource, sys
+import numpy as np
+import tpcnn, keras
+n = int(sys.argv[1])
+model = keras.Sequential(
+    [keras.Input((28, 28, 1)), keras.layers.Flatten(), keras.layers.Dense(10, "softmax")]
+)
+loss = keras.losses.SparseCategoricalCrossentropy()
+trainer = tpcnn.Trainer(model, loss, keras.optimizers.SGD())
+rng = np.random.default_rng(0)
+if sys.argv[2] == "uint8":
+    x = rng.integers(0, 256, (n, 28, 28, 1), np.uint8)
+else:
+    x = rng.random((n, 28, 28, 1), np.float32)
+y = np.arange(n) % 10
+trainer.fit(x[:1000], y[:1000], x[:1000], y[:1000], 1, False, batch_size=500)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+trainer.fit(x, y, x[:1000], y[:1000], 1, False, batch_size=500)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+@pytest.mark.parametrize("dtype, size", [("float32", 4), ("uint8", 1)])
+def test_fit_needs_the_memory_of_the_images_once_more(dtype, size):
+    n = 120_000
+    command = [sys.executable, "-c", FIT_IN_MEMORY, str(n), dtype]
+    grown = int(subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL))
+    assert grown < n * 784 * size / 1e6 + 100
+
+
+FIT_A_STREAM = """
+import resource
+import numpy as np
+import tpcnn, keras, tensorflow as tf
+
+def images(batches):
+    def batch(i):
+        seed = tf.stack([i, i])
+        return (
+            tf.random.stateless_uniform((1000, 28, 28, 1), seed),
+            tf.random.stateless_uniform((1000,), seed, maxval=10, dtype=tf.int32),
+        )
+    return tf.data.Dataset.range(batches).map(batch).prefetch(1)
+
+model = keras.Sequential(
+    [keras.Input((28, 28, 1)), keras.layers.Flatten(), keras.layers.Dense(10, "softmax")]
+)
+loss = keras.losses.SparseCategoricalCrossentropy()
+trainer = tpcnn.Trainer(model, loss, keras.optimizers.SGD())
+trainer.fit(images(30), None, images(30), None, 1, False)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+# All images together are 1.9 GB; from here on, there is room for less than half of them.
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 800_000_000,) * 2)
+trainer.fit(images(600), None, images(30), None, 1, False)
+assert float(trainer.train_loss.count) == 600_000
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_stream_of_ten_times_mnist_needs_no_more_memory_than_a_short_one():
+    command = [sys.executable, "-c", FIT_A_STREAM]
+    grown = int(subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL))
+    assert grown < 50
 
 
 def test_predict_needs_memory_for_a_batch_not_for_all_images(tmp_path):
@@ -286,6 +377,165 @@ def test_a_callback_that_listens_to_batches_changes_no_result(arrays):
     listener = keras.callbacks.LambdaCallback(on_train_batch_end=lambda step, logs: None)
     slow.fit(*arrays, 2, False, batch_size=BATCH_SIZE, shuffle=False, callbacks=[listener])
     assert fast.history == slow.history
+
+
+def stream(x, y, batch_size=BATCH_SIZE):
+    return tf.data.Dataset.from_tensor_slices((x, y)).batch(batch_size)
+
+
+@pytest.mark.parametrize("by_batch", [False, True])
+def test_a_stream_trains_as_the_same_images_from_memory(arrays, by_batch):
+    x, y, x_val, y_val = arrays
+    listener = [keras.callbacks.LambdaCallback(on_train_batch_end=lambda step, logs: None)]
+    expected, streamed = make_trainer(network(True)), make_trainer(network(True))
+    expected.fit(*arrays, 2, False, batch_size=BATCH_SIZE, shuffle=False)
+    history = streamed.fit(
+        stream(x, y),
+        None,
+        stream(x_val, y_val, 20),
+        None,
+        2,
+        False,
+        callbacks=listener if by_batch else None,
+    )
+    for name in history:
+        np.testing.assert_allclose(history[name], expected.history[name], rtol=1e-6)
+    for ours, theirs in zip(
+        streamed.model.get_weights(), expected.model.get_weights(), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-7)
+
+
+def test_a_stream_goes_together_with_arrays(arrays):
+    x, y, x_val, y_val = arrays
+    history = make_trainer().fit(stream(x, y), None, x_val, y_val, 1, False)
+    other = make_trainer().fit(
+        x, y, stream(x_val, y_val), None, 1, False, batch_size=BATCH_SIZE, shuffle=False
+    )
+    np.testing.assert_allclose(history["val_loss"], other["val_loss"], rtol=1e-6)
+
+
+def test_a_stream_may_hold_bytes_and_batches_of_any_kind_of_integer(arrays):
+    x, y, *_ = arrays
+    data = stream((255 * x).astype(np.uint8), y.astype(np.uint8))
+    from_memory = make_trainer().fit(
+        (255 * x).astype(np.uint8).astype(np.float32), y, x, y, 1, False,
+        batch_size=BATCH_SIZE, shuffle=False,
+    )  # fmt: skip
+    history = make_trainer(Unbuilt()).fit(data, None, x, y, 1, False)
+    assert np.isfinite(history["loss"]).all()
+    history = make_trainer().fit(data, None, x, y, 1, False)
+    np.testing.assert_allclose(history["loss"], from_memory["loss"], rtol=1e-6)
+
+
+class Unbuilt(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(10, activation="softmax")
+
+    def call(self, x):
+        return self.dense(tf.reshape(x, [-1, 64]))
+
+
+def once(x, y):
+    """A dataset that can be gone through a single time."""
+    batches = iter([(x, y)])
+    signature = (tf.TensorSpec((None, 8, 8, 1)), tf.TensorSpec((None,), tf.int32))
+    return tf.data.Dataset.from_generator(lambda: batches, output_signature=signature)
+
+
+STREAM_MISTAKES = {
+    "labels too": (lambda x, y: (stream(x, y), y), {}, "y_train: expected None, .* got ndarray"),
+    "batch_size": (lambda x, y: (stream(x, y), None), {"batch_size": 64}, "batch_size: .*batch.64"),
+    "single images": (
+        lambda x, y: (tf.data.Dataset.from_tensor_slices((x, y)), None),
+        {},
+        r"x_train: expected a dataset of \(images, labels\)",
+    ),
+    "no labels": (
+        lambda x, y: (tf.data.Dataset.from_tensor_slices(x).batch(8), None),
+        {},
+        r"x_train: expected a dataset of \(images, labels\)",
+    ),
+    "other size": (lambda x, y: (stream(x[:, 1:], y), None), {}, r"x_train: .*\(n, 8, 8, 1\)"),
+    "one-hot": (lambda x, y: (stream(x, np.eye(10)[y]), None), {}, "x_train: .*argmax"),
+    "float labels": (lambda x, y: (stream(x, y / 1), None), {}, "x_train: .*got float64"),
+    "endless": (lambda x, y: (stream(x, y).repeat(), None), {}, "x_train: .*take"),
+    "empty": (lambda x, y: (stream(x, y).take(0), None), {}, "x_train: .*no batch"),
+    "used up": (lambda x, y: (once(x, y), None), {}, "x_train: .*begin anew"),
+}
+
+
+@pytest.mark.parametrize("mistake", STREAM_MISTAKES)
+def test_mistakes_with_streams_are_named(arrays, mistake):
+    x, y, x_val, y_val = arrays
+    change, options, message = STREAM_MISTAKES[mistake]
+    with pytest.raises((ValueError, TypeError), match=message):
+        make_trainer().fit(*change(x, y), x_val, y_val, 2, False, **options)
+
+
+class NaNFrom(layers.Layer):
+    """Makes one batch NaN, the one with this number in training."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.number = number
+        self.step = self.add_weight(shape=(), initializer="zeros", trainable=False)
+
+    def call(self, x, training=False):
+        if not training:
+            return x
+        self.step.assign_add(1)
+        return tf.where(self.step == self.number, np.nan, x)
+
+
+@pytest.mark.parametrize("where", ["stream", "layer"])
+def test_a_run_that_diverges_ends_with_its_best_weights(arrays, where):
+    x, y, x_val, y_val = arrays
+    expected = make_trainer(network(True))
+    expected.fit(*arrays, 2, False, batch_size=BATCH_SIZE, shuffle=False)
+    kept = expected.history["val_loss"]
+    assert kept[1] < kept[0]  # or the best epoch would not be the last
+
+    ended = []
+    trainer = make_trainer(network(True))
+    data = stream(x, y)
+    if where == "stream":
+        # Not before its third epoch.
+        passes = tf.Variable(0)
+
+        def spoiled(x, y):
+            count = passes.assign_add(1)
+            return tf.where(count == 2 * 7 + 4, np.nan, x), y
+
+        data = data.map(spoiled, num_parallel_calls=1)
+    else:
+        spoil = NaNFrom(2 * 7 + 4)
+        model = keras.Sequential([keras.Input((8, 8, 1)), spoil, *network(True).layers])
+        trainer = make_trainer(model)
+    note = keras.callbacks.LambdaCallback(on_train_end=lambda logs: ended.append(logs))
+    with pytest.warns(RuntimeWarning, match="diverged: after epoch 3 the loss is nan") as caught:
+        history = trainer.fit(data, None, x_val, y_val, 9, False, callbacks=[note])
+    (warning,) = [w for w in caught if w.category is RuntimeWarning]
+    assert warning.filename == __file__  # it points at the call
+    assert "those of epoch 2, the best" in str(warning.message)
+    assert str(warning.message).index("learning rate") < str(warning.message).index("from_logits")
+    assert [len(values) for values in history.values()] == [3] * 4
+    assert np.isnan(history["loss"][2]) and np.isnan(ended[0]["loss"])
+    weights = [w for w in trainer.model.get_weights() if w.shape]
+    for ours, theirs in zip(weights, expected.model.get_weights(), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("averages", [False, True])
+def test_where_the_first_epoch_diverges_the_first_weights_are_kept(arrays, averages):
+    trainer = make_trainer(optimizer=keras.optimizers.SGD(1e38, use_ema=averages))
+    before = trainer.model.get_weights()
+    with pytest.warns(RuntimeWarning, match="(?s)epoch 1 .*from before the training.* 1e.38"):
+        history = trainer.fit(*arrays, 3, False, batch_size=BATCH_SIZE)
+    assert len(history["loss"]) == 1
+    for first, second in zip(before, trainer.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(first, second)
 
 
 def test_verbose_prints_the_lines_of_the_lab_sheet(arrays, capsys):
