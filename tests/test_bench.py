@@ -1,0 +1,117 @@
+"""The bench: what it counts, what it times, and what gpu-check makes of it."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from conftest import ROOT
+
+import tpcnn
+from tpcnn import bench
+
+
+def small_model():
+    layers = keras.layers
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            layers.Conv2D(2, 3),
+            layers.Flatten(),
+            layers.Dense(5, "softmax"),
+        ]
+    )
+
+
+def data(n):
+    rng = np.random.default_rng(0)
+    return rng.random((n, 8, 8, 1), np.float32), rng.integers(5, size=n)
+
+
+def test_operations_are_counted_as_by_hand():
+    convolution = 2 * (6 * 6) * (3 * 3 * 1 * 2)
+    dense = 2 * (6 * 6 * 2) * 5
+    assert bench.training_operations(small_model()) == 2 * convolution + 3 * dense
+
+
+def test_contenders_take_turns_after_a_first_call():
+    calls = []
+    timings = bench.interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3)
+    assert calls == ["a", "b"] * 4
+    assert len(timings["a"]["seconds"]) == 3
+    assert timings["a"]["median"] == sorted(timings["a"]["seconds"])[1]
+
+
+def test_both_sides_of_a_comparison_are_timed():
+    x, y = data(40)
+    timings = bench.compare_training(small_model, (x, y, x, y), 16, repetitions=1, several=(2,))
+    assert list(timings) == ["ours", "default", "2", "3"]
+    assert all(timing["median"] > 0 for timing in timings.values())
+    predicting = bench.compare_predict(small_model, x, repetitions=1)
+    assert list(predicting) == ["ours", "default"]
+
+
+def test_the_time_of_a_step_is_split_by_kind_of_layer():
+    x, y = data(32)
+    call = bench.steps_on_device(bench.ours(small_model()), x, y, 16)
+    call()
+    times = bench.time_by_kind(call)
+    for kind in ("convolution", "dense", "optimizer"):
+        assert times[kind] > 0, kind
+    assert times["augmentation"] == times["batch norm"] == 0
+
+
+def test_the_recipe_starts_anew_each_time():
+    x, y = np.zeros((256, 28, 28, 1), np.float32), np.zeros(256, np.int32)
+    x[:128], y[:128] = 1, 1
+    run = bench.our_recipe(x, y, x, y)
+    keras.utils.set_random_seed(0)
+    first = run()
+    keras.utils.set_random_seed(0)
+    assert run() == first
+
+
+def gpu_check(folder, device, accuracy, gpu):
+    chapters = {"fully_connected": 0.9889, "cnn": accuracy, "fashion": 0.9320}
+    results = {
+        name: {"test_accuracy": reached, "device": device, "seconds": 8.0, "epochs": 4}
+        for name, reached in chapters.items()
+    }
+    rows = [{"what": "cnn, training", "ratio": 1.5}]
+    report = {"device": device, "gpu": gpu, "rows": rows, "seconds_to_required": {"cnn": 3.0}}
+    (folder / "results.json").write_text(json.dumps(results))
+    (folder / "bench.json").write_text(json.dumps(report))
+    command = [sys.executable, ROOT / "tests" / "gpu_check.py", folder]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    return ended.returncode, ended.stdout, ended.stderr
+
+
+def test_gpu_check_prints_a_table_where_a_gpu_did_it(tmp_path):
+    status, printed, _ = gpu_check(tmp_path, "GPU: X", 0.9961, gpu=True)
+    assert status == 0
+    assert "| cnn | GPU: X | 2.00 | 3.0 | 1.50 |" in printed
+
+
+@pytest.mark.parametrize(
+    ("device", "accuracy", "gpu", "said"),
+    [
+        ("CPU: 2 cores", 0.9961, True, "was trained on CPU: 2 cores"),
+        ("GPU: X", 0.95, True, "cnn: test accuracy 0.9500"),
+        ("GPU: X", 0.9961, False, "the bench ran on"),
+    ],
+)
+def test_gpu_check_fails_in_one_line(tmp_path, device, accuracy, gpu, said):
+    status, _, complained = gpu_check(tmp_path, device, accuracy, gpu)
+    assert status != 0
+    assert said in complained and complained.count("\n") == 1
+
+
+@pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="this machine has a GPU")
+def test_gpu_check_without_a_gpu_stops_at_once():
+    ended = subprocess.run(["make", "gpu-check"], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode != 0
+    assert ended.stderr.splitlines()[0].startswith("make: gpu-check needs a GPU")
+    assert not tpcnn.device.gpu_names()

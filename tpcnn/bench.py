@@ -1,0 +1,574 @@
+"""How fast we are, beside what a reader would otherwise use; run it with `make bench`.
+
+Every comparison is between the same model, data, batch size and arithmetic, in one process, in
+turn: first one, then the other, and again. What is compared are the medians, so that a pause of
+the machine hits neither side alone. The first call of each, in which TensorFlow traces and
+compiles, is kept apart.
+"""
+
+import argparse
+import functools
+import json
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tpcnn import device  # first: it decides how TensorFlow starts
+
+import keras  # isort: skip
+import numpy as np
+import tensorflow as tf
+
+from tpcnn.checks import REQUIRED_ACCURACY
+from tpcnn.data import load_fashion_mnist, load_mnist
+from tpcnn.models import build_cnn, build_fashion_cnn, build_fc
+from tpcnn.trainer import Trainer
+
+# Model, batch size of its chapter, what is asked for against the two ways to call model.fit.
+MODELS = {"fully connected": (build_fc, 256, 2.0, 1.2), "cnn": (build_cnn, 128, 1.4, 1.1)}
+STEPS_PER_EXECUTION = (8, 32)  # besides 1, the default, and all steps of an epoch
+SHARE_OF_PEAK = 0.55
+RECIPE = 1.6
+PREDICT = 1.3
+PREDICT_BATCH = 256
+
+
+def interleaved(contenders: dict[str, Callable[[], object]], repetitions: int = 5) -> dict:
+    """Time functions in turn, `repetitions` times.
+
+    Args:
+        contenders: functions without arguments, by name; each returns when its work is done.
+        repetitions: how often each is timed, after a first call that is kept apart.
+
+    Returns:
+        For each name a dictionary: ``first``, the seconds of the first call, compilation
+        included; ``seconds``, a list of the others; ``median``, their median.
+    """
+    timings = {name: {"first": seconds(call), "seconds": []} for name, call in contenders.items()}
+    for _ in range(repetitions):
+        for name, call in contenders.items():
+            timings[name]["seconds"].append(seconds(call))
+    for timing in timings.values():
+        timing["median"] = float(np.median(timing["seconds"]))
+    return timings
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """Return how long a call takes."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def adam_w() -> keras.optimizers.Optimizer:
+    """Return the optimizer of the book's networks, at a constant learning rate."""
+    return keras.optimizers.AdamW(0.001, weight_decay=0.004)
+
+
+def ours(model: keras.Model) -> Trainer:
+    """Return a trainer for `model`."""
+    return Trainer(model, keras.losses.SparseCategoricalCrossentropy(), adam_w())
+
+
+def keras_fit(model: keras.Model, data, batch_size: int, steps_per_execution: int = 1):
+    """Return a function that trains `model` for an epoch with `keras.Model.fit`, and validates.
+
+    Args:
+        model: a model that ends in softmax; it is compiled here.
+        data: ``x, y, x_val, y_val``.
+        batch_size: images per step.
+        steps_per_execution: how many steps Keras takes before it returns to Python.
+    """
+    x, y, x_val, y_val = data
+    model.compile(
+        adam_w(),
+        keras.losses.SparseCategoricalCrossentropy(),
+        metrics=["accuracy"],
+        steps_per_execution=steps_per_execution,
+    )
+    return lambda: model.fit(x, y, batch_size, epochs=1, verbose=0, validation_data=(x_val, y_val))
+
+
+def compare_training(
+    build, data, batch_size: int, repetitions: int = 5, several: tuple = STEPS_PER_EXECUTION
+) -> dict:
+    """Time an epoch of `Trainer.fit` and of `keras.Model.fit`, in turn.
+
+    Args:
+        build: function that returns a model.
+        data: ``x, y, x_val, y_val``; both sides validate after the epoch.
+        batch_size: images per step.
+        repetitions: timed epochs of each side.
+        several: numbers of steps per execution to try, beside the default, 1, and all steps of
+            an epoch.
+
+    Returns:
+        As `interleaved`, for ``ours``, ``default`` and, for each number of steps per execution
+        that was tried, that number as text.
+    """
+    trainer = ours(build())
+    contenders = {
+        "ours": lambda: trainer.fit(*data, 1, verbose=False, batch_size=batch_size),
+        "default": keras_fit(build(), data, batch_size),
+    }
+    for steps in (*several, math.ceil(len(data[0]) / batch_size)):
+        contenders[str(steps)] = keras_fit(build(), data, batch_size, steps)
+    return interleaved(contenders, repetitions)
+
+
+def compare_predict(build, x, repetitions: int = 5) -> dict:
+    """Time `Trainer.predict` and `keras.Model.predict`, in turn, as `interleaved` does."""
+    model = build()
+    trainer = ours(model)
+    return interleaved(
+        {
+            "ours": lambda: np.asarray(trainer.predict(x, PREDICT_BATCH)),
+            "default": lambda: model.predict(x, PREDICT_BATCH, verbose=0),
+        },
+        repetitions,
+    )
+
+
+def matrix_product(size: int = 2048) -> Callable[[], None]:
+    """Return a function that multiplies two float32 matrices of `size` rows and columns."""
+    a = tf.random.normal((size, size))
+    product = tf.function(lambda: tf.reduce_max(a @ a))
+    return lambda: float(product())
+
+
+def peak(repetitions: int = 5, size: int = 2048) -> float:
+    """Return the operations per second of a large matrix product, the best of some."""
+    timing = interleaved({"product": matrix_product(size)}, repetitions)["product"]
+    return 2 * size**3 / min(timing["seconds"])
+
+
+def bandwidth(repetitions: int = 5, numbers: int = 2**26) -> float:
+    """Return the bytes per second at which one array is added to another, the best of some.
+
+    Two arrays are read and one is written. They are larger than a processor's caches.
+    """
+    total, other = tf.Variable(tf.zeros(numbers)), tf.ones(numbers)
+    add = tf.function(lambda: total.assign_add(other)[0])
+    timing = interleaved({"add": lambda: float(add())}, repetitions)["add"]
+    return 3 * 4 * numbers / min(timing["seconds"])
+
+
+def training_operations(model: keras.Model) -> int:
+    """Return the additions and multiplications of a training step, per image.
+
+    Counted are the convolutions and dense layers. Backward, each computes two gradients, one for
+    its weights and one for its inputs, and each costs what the forward pass costs. The first of
+    them has no use for the second.
+    """
+    forward = [n for layer in model.layers if (n := _operations(layer))]
+    return 3 * sum(forward) - forward[0]
+
+
+def _operations(layer: keras.layers.Layer) -> int:
+    if isinstance(layer, keras.layers.Conv2D):
+        _, height, width, _ = layer.output.shape
+        return 2 * height * width * math.prod(layer.kernel.shape)
+    if isinstance(layer, keras.layers.Dense):
+        return 2 * math.prod(layer.kernel.shape)
+    return 0
+
+
+def training_bytes(model: keras.Model, batch_size: int) -> int:
+    """Return the bytes of a training step, if nothing stayed in a cache.
+
+    Each layer reads its input and writes its output, three times as much in all with the way
+    back. Each weight is read twice; its gradient is written and read; Adam reads and writes it
+    together with its two averages.
+    """
+    numbers = sum(
+        math.prod(layer.input.shape[1:]) + math.prod(layer.output.shape[1:])
+        for layer in model.layers
+    )
+    return 4 * (3 * batch_size * numbers + 10 * model.count_params())
+
+
+def steps_on_device(trainer: Trainer, x, y, batch_size: int) -> Callable[[], None]:
+    """Return a function that takes one training step per batch, data on the device already."""
+    x, y = tf.constant(x), tf.constant(y, tf.int32)
+    trainer.optimizer.build(trainer.model.trainable_variables)
+
+    def epoch():
+        trainer._train_batches(x, y, tf.range(len(x)), batch_size)
+        float(trainer.train_loss.result())  # a GPU may still be at work: wait for the result
+
+    return epoch
+
+
+def share_of_peak(build, x, y, batch_size: int, repetitions: int = 5, size: int = 2048) -> dict:
+    """Compare a training step with a large matrix product, operation for operation.
+
+    Returns:
+        The timings of `interleaved`, with ``share``: operations per second of the step divided
+        by those of the product.
+    """
+    model = build()
+    contenders = {
+        "step": steps_on_device(ours(model), x, y, batch_size),
+        "product": matrix_product(size),
+    }
+    timings = interleaved(contenders, repetitions)
+    speed = training_operations(model) * len(x) / timings["step"]["median"]
+    timings["share"] = speed / (2 * size**3 / timings["product"]["median"])
+    return timings
+
+
+# What a part of an operation's name says about the layer it belongs to.
+KINDS = {
+    "random_": "augmentation",
+    "conv2d": "convolution",
+    "max_pooling": "pooling",
+    "batch_normalization": "batch norm",
+    "dropout": "dropout",
+    "dense": "dense",
+    "adam": "optimizer",
+}
+
+
+def time_by_kind(call: Callable[[], object]) -> dict[str, float]:
+    """Return the seconds that TensorFlow's operations take during a call, by kind of layer.
+
+    The seconds of all threads are added up; an operation that waits for others counts as well.
+
+    Args:
+        call: it has been called before, so that nothing is left to compile.
+
+    Returns:
+        Seconds for each value of `KINDS`, and for ``other``: loss, metrics, activations.
+    """
+    from tensorflow.tsl.profiler.protobuf import xplane_pb2
+
+    with tempfile.TemporaryDirectory() as folder:
+        tf.profiler.experimental.start(folder)
+        call()
+        tf.profiler.experimental.stop()
+        trace = xplane_pb2.XSpace()
+        trace.ParseFromString(next(Path(folder).glob("**/*.xplane.pb")).read_bytes())
+
+    total = dict.fromkeys([*KINDS.values(), "other"], 0.0)
+    on_gpu = [plane for plane in trace.planes if plane.name.startswith("/device:GPU")]
+    for plane in on_gpu or trace.planes:
+        for line in plane.lines:
+            for name, duration in _own_time(plane, line):
+                # An operation of a graph is named by its path, "epoch/layer/operation:Type".
+                if "/" in name and ":" in name:
+                    found = (kind for part, kind in KINDS.items() if part in name)
+                    total[next(found, "other")] += duration
+    return total
+
+
+def _own_time(plane, line):
+    """Yield the name and the seconds of each event, less those of the events inside it."""
+    open_events, own = [], []
+    for event in sorted(line.events, key=lambda event: (event.offset_ps, -event.duration_ps)):
+        while open_events and event.offset_ps >= open_events[-1][0]:
+            open_events.pop()
+        if open_events:
+            own[open_events[-1][1]][1] -= event.duration_ps / 1e12
+        open_events.append((event.offset_ps + event.duration_ps, len(own)))
+        own.append([plane.event_metadata[event.metadata_id].name, event.duration_ps / 1e12])
+    return own
+
+
+def cost(images: int, epochs: int, units: int) -> dict:
+    """Train a network with one hidden layer; return what it took.
+
+    Args:
+        images: training images; MNIST is repeated where it has fewer.
+        epochs: how often to go through them.
+        units: width of the hidden layer.
+
+    Returns:
+        ``seconds``, compilation left out; ``bytes``, the most memory that this process has held
+        so far; ``parameters`` of the network.
+    """
+    import resource
+
+    mnist = load_mnist()
+    x = np.resize(mnist.x_train, (images, 28, 28, 1))
+    y = np.resize(mnist.y_train, images)
+    layers = keras.layers
+    trainer = ours(
+        keras.Sequential(
+            [
+                keras.Input((28, 28, 1)),
+                layers.Flatten(),
+                layers.Dense(units, "relu"),
+                layers.Dense(10, "softmax"),
+            ]
+        )
+    )
+    few = mnist.x_val[:500], mnist.y_val[:500]
+    trainer.fit(*few, *few, 1, verbose=False, batch_size=500)  # compiles
+    took = seconds(lambda: trainer.fit(x, y, *few, epochs, verbose=False, batch_size=500))
+    return {
+        "seconds": took,
+        "bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        "parameters": trainer.model.count_params(),
+    }
+
+
+def quick_network() -> keras.Model:
+    """Return the network of the one-epoch recipe (T. Oikarinen, train_mnist_fast, 2021)."""
+    layers = keras.layers
+    return keras.Sequential(
+        [
+            keras.Input((28, 28, 1)),
+            layers.Conv2D(24, 5),
+            layers.MaxPooling2D(),
+            layers.ReLU(),
+            layers.Conv2D(32, 3),
+            layers.MaxPooling2D(),
+            layers.ReLU(),
+            layers.Flatten(),
+            layers.Dense(256, "relu"),
+            layers.Dense(10, "softmax"),
+        ]
+    )
+
+
+def one_cycle(steps: int, highest: float = 0.01) -> keras.optimizers.schedules.LearningRateSchedule:
+    """Return the recipe's learning rate: a rise for 0.3 of the steps, then a fall to almost 0."""
+    rise = int(0.3 * steps)
+    return keras.optimizers.schedules.CosineDecay(
+        initial_learning_rate=highest / 25,
+        warmup_target=highest,
+        warmup_steps=rise,
+        decay_steps=steps - rise,
+    )
+
+
+def our_recipe(x, y, x_test, y_test) -> Callable[[], float]:
+    """Return a function that trains anew by the recipe and returns the test accuracy."""
+    steps = math.ceil(len(x) / 256)
+    optimizer = keras.optimizers.Adam(one_cycle(steps), beta_1=0.7, beta_2=0.9)
+    loss_function = keras.losses.SparseCategoricalCrossentropy()
+    trainer = Trainer(quick_network(), loss_function, optimizer)
+
+    def run() -> float:
+        trainer.model.set_weights(quick_network().get_weights())
+        for variable in optimizer.variables:
+            if variable is not optimizer.learning_rate:
+                variable.assign(tf.zeros_like(variable))
+        history = trainer.fit(x, y, x_test, y_test, 1, verbose=False, batch_size=256)
+        return history["val_accuracy"][-1]
+
+    return run
+
+
+def torch_recipe(x, y, x_test, y_test) -> Callable[[], float]:
+    """Return a function that does the same with PyTorch, on the same number of threads."""
+    import torch
+    from torch import nn
+
+    where = "cuda" if device.gpu_names() else "cpu"
+    torch.set_num_threads(tf.config.threading.get_intra_op_parallelism_threads() or os.cpu_count())
+
+    def images(array):
+        return torch.tensor(array).permute(0, 3, 1, 2).contiguous().to(where)
+
+    def labels(array):
+        return torch.tensor(array, dtype=torch.int64).to(where)
+
+    x, x_test, y, y_test = images(x), images(x_test), labels(y), labels(y_test)
+
+    def run() -> float:
+        pool, relu = nn.MaxPool2d(2), nn.ReLU()
+        first, second = nn.Conv2d(1, 24, 5), nn.Conv2d(24, 32, 3)
+        dense = nn.Linear(800, 256), relu, nn.Linear(256, 10)
+        model = nn.Sequential(first, pool, relu, second, pool, relu, nn.Flatten(), *dense)
+        model.to(where)
+        optimizer = torch.optim.Adam(model.parameters(), betas=(0.7, 0.9))
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, 0.01, total_steps=math.ceil(len(x) / 256), cycle_momentum=False
+        )
+        order = torch.randperm(len(x), device=where)
+        for batch in order.split(256):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x[batch]), y[batch]).backward()
+            optimizer.step()
+            schedule.step()
+        with torch.no_grad():
+            hits = [
+                (model(images).argmax(1) == truth).sum()
+                for images, truth in zip(x_test.split(256), y_test.split(256), strict=True)
+            ]
+        return float(sum(hits)) / len(x_test)
+
+    return run
+
+
+def compare_recipe(repetitions: int = 5) -> dict | None:
+    """Time the recipe and its PyTorch original, in turn, on the whole of MNIST.
+
+    Returns:
+        As `interleaved`, for ``ours`` and ``torch``, each with the ``accuracies`` it reached on
+        the test images; None where PyTorch is not installed.
+    """
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        return None
+    mnist = load_mnist()
+    x = np.concatenate([mnist.x_train, mnist.x_val])
+    y = np.concatenate([mnist.y_train, mnist.y_val])
+    data = x, y, mnist.x_test, mnist.y_test
+    accuracies = {"ours": [], "torch": []}
+    runs = {"ours": our_recipe(*data), "torch": torch_recipe(*data)}
+    timings = interleaved(
+        {name: lambda name=name: accuracies[name].append(runs[name]()) for name in runs},
+        repetitions,
+    )
+    for name, timing in timings.items():
+        timing["accuracies"] = accuracies[name]
+    return timings
+
+
+def seconds_to_required() -> dict[str, float | None]:
+    """Train each network of the lab sheet until it has the required accuracy on validation.
+
+    Returns:
+        For each chapter of `REQUIRED_ACCURACY` the seconds it took, compilation included, or None
+        where ten epochs were not enough.
+    """
+    networks = {
+        "fully_connected": (build_fc, load_mnist),
+        "cnn": (build_cnn, load_mnist),
+        "fashion": (build_fashion_cnn, load_fashion_mnist),
+    }
+    took = {}
+    for chapter, (build, load) in networks.items():
+        required, data, trainer = REQUIRED_ACCURACY[chapter], load(), ours(build())
+        stop = _StopAt(required)
+        fit = functools.partial(
+            trainer.fit,
+            *(data.x_train, data.y_train, data.x_val, data.y_val, 10),
+            verbose=False,
+            callbacks=[stop],
+        )
+        elapsed = seconds(fit)
+        took[chapter] = elapsed if trainer.history["val_accuracy"][-1] >= required else None
+    return took
+
+
+class _StopAt(keras.callbacks.Callback):
+    def __init__(self, accuracy: float):
+        super().__init__()
+        self.accuracy = accuracy
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.model.stop_training = logs["val_accuracy"] >= self.accuracy
+
+
+def rows(images: int, repetitions: int) -> list[dict]:
+    """Run every comparison and return one row of the table for each."""
+    mnist = load_mnist()
+    n_val = images // 5
+    data = mnist.x_train[:images], mnist.y_train[:images], mnist.x_val[:n_val], mnist.y_val[:n_val]
+    table = []
+
+    def add(what, against, reached, at_least, **more):
+        row = {"what": what, "against": against, "ratio": reached, "at_least": at_least} | more
+        table.append(row)
+        print(as_line(row), flush=True)
+
+    for name, (build, batch_size, at_least, at_least_of_best) in MODELS.items():
+        timings = compare_training(build, data, batch_size, repetitions)
+        mine = timings.pop("ours")
+        best = min(timings, key=lambda steps: timings[steps]["median"])
+        for steps, wanted in (("default", at_least), (best, at_least_of_best)):
+            add(
+                f"{name}, training",
+                f"model.fit, steps_per_execution: {steps}",
+                timings[steps]["median"] / mine["median"],
+                wanted,
+                images_per_second=images / mine["median"],
+                first=[mine["first"], timings[steps]["first"]],
+                seconds=[mine["seconds"], timings[steps]["seconds"]],
+            )
+    recipe = compare_recipe(repetitions)
+    if recipe is None:
+        print("| one-epoch recipe | PyTorch is not installed (extra bench) | | | | |")
+    else:
+        add(
+            "one-epoch recipe",
+            "PyTorch",
+            recipe["torch"]["median"] / recipe["ours"]["median"],
+            RECIPE,
+            images_per_second=60000 / recipe["ours"]["median"],
+            first=[recipe["ours"]["first"], recipe["torch"]["first"]],
+            seconds=[recipe["ours"]["seconds"], recipe["torch"]["seconds"]],
+            accuracies=[recipe["ours"]["accuracies"], recipe["torch"]["accuracies"]],
+        )
+    shares = share_of_peak(build_cnn, data[0], data[1], 128, repetitions)
+    add(
+        "cnn, training step",
+        "matrix product (share of its speed)",
+        shares["share"],
+        SHARE_OF_PEAK,
+        images_per_second=images / shares["step"]["median"],
+        first=[shares["step"]["first"], shares["product"]["first"]],
+        seconds=[shares["step"]["seconds"], shares["product"]["seconds"]],
+    )
+    for name, (build, *_) in MODELS.items():
+        timings = compare_predict(build, mnist.x_test, repetitions)
+        add(
+            f"{name}, predict",
+            "model.predict",
+            timings["default"]["median"] / timings["ours"]["median"],
+            PREDICT,
+            images_per_second=len(mnist.x_test) / timings["ours"]["median"],
+            first=[timings["ours"]["first"], timings["default"]["first"]],
+            seconds=[timings["ours"]["seconds"], timings["default"]["seconds"]],
+        )
+    return table
+
+
+HEADER = """\
+| what | against | ratio | at least | images/s | first call: ours, theirs (s) |
+| --- | --- | --- | --- | --- | --- |"""
+
+
+def as_line(row: dict) -> str:
+    """Return a row as a line of a Markdown table."""
+    mine, theirs = row["first"]
+    return (
+        f"| {row['what']} | {row['against']} | {row['ratio']:.2f} | {row['at_least']} "
+        f"| {row['images_per_second']:,.0f} | {mine:.1f}, {theirs:.1f} |"
+    )
+
+
+def main() -> None:
+    """Write the table and all timings to a folder."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--images", type=int, default=10000, help="of an epoch")
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument(
+        "--to-accuracy", action="store_true", help="time the way to the required accuracies, too"
+    )
+    parser.add_argument("--folder", type=Path, default=Path("_build"))
+    options = parser.parse_args()
+    print(
+        f"On {device.describe_device()}, medians of {options.repetitions} repetitions\n\n{HEADER}"
+    )
+    table = rows(options.images, options.repetitions)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    lines = [HEADER, *map(as_line, table), ""]
+    (options.folder / "bench.md").write_text("\n".join(lines))
+    report = {"device": device.describe_device(), "gpu": bool(device.gpu_names()), "rows": table}
+    if options.to_accuracy:
+        report["seconds_to_required"] = seconds_to_required()
+        for chapter, took in report["seconds_to_required"].items():
+            print(f"{chapter}: {took:.1f} s" if took else f"{chapter}: not reached")
+    (options.folder / "bench.json").write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
