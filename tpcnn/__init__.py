@@ -1,10 +1,7 @@
 """The module that the chapters of the book run."""
 
-from tpcnn import (
-    checks,
-    device,  # first: it decides how TensorFlow starts
-    plots,
-)
+from tpcnn import device  # isort: skip  # first: it decides how TensorFlow starts
+from tpcnn import checks, plots
 from tpcnn.data import (
     Dataset,
     add_channel,

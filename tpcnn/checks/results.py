@@ -1,0 +1,166 @@
+"""What the lab sheet asks, what a student has reached so far, and the report to hand in."""
+
+import importlib.metadata
+import platform
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tpcnn.checks.mistakes import Mistake, Section, blank, check, raised, run
+from tpcnn.device import describe_device
+
+# The least accuracy on the test set, by chapter.
+REQUIRED_ACCURACY = {"fully_connected": 0.96, "cnn": 0.98, "fashion": 0.90}
+
+# Every step of the lab, in its order, as the report calls it.
+STEPS = {
+    "MNIST": "data: MNIST",
+    "train_step": "_train_step",
+    "eval_step": "_eval_step",
+    "fit": "fit",
+    "predict": "predict",
+    "fully_connected": "model: fully connected",
+    "cnn": "model: CNN",
+    "Fashion-MNIST": "data: Fashion-MNIST",
+    "fashion": "model: CNN for Fashion-MNIST",
+}
+BONUSES = ("mini-batches", "batch normalisation", "dropout")
+
+# What this session has reached. In memory only: the report belongs to the run that it ends.
+student: list[str] = []
+passed: dict[str, object] = {}  # each step, and the class of Trainer that passed it, if any
+accuracies: dict[str, float] = {}
+bonuses: dict[str, set[str]] = {bonus: set() for bonus in BONUSES}  # and the steps they are for
+
+
+def forget() -> None:
+    """Forget everything, as if the session had just begun."""
+    for collection in (student, passed, accuracies, *bonuses.values()):
+        collection.clear()
+
+
+def require_accuracy(chapter: str, accuracy: float) -> None:
+    """Say that a test accuracy meets the lab sheet's requirement for a chapter.
+
+    Args:
+        chapter: a key of `REQUIRED_ACCURACY`.
+        accuracy: share of the test images that are classified correctly, in [0, 1].
+
+    Raises:
+        AssertionError: the accuracy is below the requirement.
+    """
+    required = REQUIRED_ACCURACY[chapter]
+    comparison = f"{chapter}: test accuracy {accuracy:.2%}, required {required:.0%}"
+    if not accuracy >= required:
+        raise AssertionError(f"{comparison}: not met.")
+    print(f"{comparison}: met.")
+
+
+TRAINING = {
+    "fully_connected": Section.FULLY_CONNECTED_TRAINING,
+    "cnn": Section.CNN_TRAINING,
+    "fashion": Section.FASHION_TRAINING,
+}
+
+
+@check
+def accuracy(step: str, trainer, x_test, y_test) -> None:
+    """Measure the accuracy on the test set, compare it with the requirement, note it.
+
+    Args:
+        step: a key of `REQUIRED_ACCURACY`.
+        trainer: the student's Trainer after training; its `predict` is used.
+        x_test: the test images, prepared.
+        y_test: their labels, shape (n,).
+
+    Raises:
+        Mistake: the accuracy is below the requirement, or `predict` does not give
+            probabilities.
+    """
+    accuracies.pop(step, None)
+    if trainer is None or trainer is Ellipsis:
+        raise blank("The trainer", TRAINING[step])
+    probabilities, error = run(trainer.predict, x_test)
+    if error:
+        raise raised("predict", error, Section.PREDICT)
+    probabilities, y_test = np.asarray(probabilities), np.asarray(y_test)
+    if probabilities.ndim != 2 or len(probabilities) != len(y_test):
+        raise Mistake(
+            f"predict returns shape {probabilities.shape} for {len(y_test)} test images; "
+            f"expected ({len(y_test)}, 10).",
+            "Without one row per image there is no accuracy. Run checks.predict(Trainer) first.",
+            Section.PREDICT,
+        )
+    reached = float(np.mean(probabilities.argmax(axis=1) == y_test))
+    accuracies[step] = reached
+    required = REQUIRED_ACCURACY[step]
+    if not reached >= required:
+        advice = (
+            "That is little better than a guess. Are the test images prepared as the training "
+            "images are? Did the training loss fall?"
+            if reached < 0.2
+            else "Look at the curves. If the validation accuracy still rises, train longer. If it "
+            "stays far below the training accuracy, use dropout or a smaller network. If both "
+            "are low, change the learning rate or take a larger network."
+        )
+        raise Mistake(
+            f"test accuracy {reached:.2%}, required {required:.0%}.", advice, TRAINING[step]
+        )
+    print(f"Right: test accuracy {reached:.2%}, required {required:.0%}.")
+
+
+@check
+def name(first_name: str, last_name: str) -> None:
+    """Note who hands the report in.
+
+    Raises:
+        Mistake: a name is missing.
+    """
+    student.clear()
+    for which, value in (("first name", first_name), ("last name", last_name)):
+        if not isinstance(value, str) or not value.strip(" ."):
+            raise blank(f"Your {which}", Section.NAME)
+    student.extend([first_name.strip(), last_name.strip()])
+    print("Right:", *student)
+
+
+def report() -> None:
+    """Print the summary to hand in: steps, accuracies, bonuses, versions and device."""
+    print("Training image classifiers: report of the lab")
+    print(f"{'name':32}{' '.join(student) or 'not given'}")
+    print()
+    for step, title in STEPS.items():
+        print(f"{title:32}{'passed' if step in passed else 'NOT PASSED'}")
+    print()
+    for step, required in REQUIRED_ACCURACY.items():
+        reached = accuracies.get(step)
+        verdict = (
+            "NOT MEASURED"
+            if reached is None
+            else f"{reached:.2%}, {'met' if reached >= required else 'NOT MET'}"
+        )
+        print(f"{f'test accuracy: {step}':32}{verdict} (required {required:.0%})")
+    print()
+    for bonus, steps in bonuses.items():
+        earned = "earned: " + ", ".join(step for step in STEPS if step in steps)
+        print(f"{f'bonus: {bonus}':32}{earned if steps else 'not earned'}")
+    print()
+    for library, version in versions().items():
+        print(f"{library:32}{version}")
+    print(f"{'device':32}{describe_device()}")
+
+
+def versions() -> dict[str, str]:
+    """Return the version of Python and of each library that a result depends on."""
+    try:
+        tpcnn = importlib.metadata.version("tpcnn")
+    except importlib.metadata.PackageNotFoundError:
+        tpcnn = "not installed"
+    return {
+        "Python": platform.python_version(),
+        "TensorFlow": tf.__version__,
+        "Keras": keras.__version__,
+        "NumPy": np.__version__,
+        "tpcnn": tpcnn,
+    }
