@@ -110,7 +110,9 @@ def _fetch(name: str) -> Arrays:
     for source, fetch in _sources(name).items():
         try:
             with tempfile.TemporaryDirectory(prefix="tpcnn-", ignore_cleanup_errors=True) as folder:
-                return _verified(name, fetch(Path(folder)))
+                arrays = _verified(name, fetch(Path(folder)))
+            print(f"{name}: from {source}, checksums verified", file=sys.stderr)
+            return arrays
         except Exception as error:  # whatever a source sends, the next one gets its turn
             failures.append(f"  - {source}: {error or type(error).__name__}")
     raise DownloadError(
@@ -240,6 +242,7 @@ def _run(command: list[str], folder: Path, label: str, expected_bytes: int) -> N
                 mininterval=1,
                 delay=1,
                 leave=False,
+                disable=None,  # in a log the bar would be a heap of fragments
             ) as bar:
                 while True:
                     try:
