@@ -58,23 +58,24 @@ def write_results(app, env):
 
 def fill(app, doctree, docname):
     for placeholder in doctree.findall(results_table):
-        results = collect(app.env)
-        table, group = (
-            nodes.table(classes=["results"]),
-            nodes.tgroup(cols=1 + len(COLUMNS)),
-        )
-        group += [nodes.colspec(colwidth=1) for _ in range(1 + len(COLUMNS))]
-        head, body = nodes.thead(), nodes.tbody()
-        head += _row(["Chapter"] + [title for title, _ in COLUMNS.values()])
-        for chapter, values in results.items():
+        rows = []
+        for chapter, values in collect(app.env).items():
             uri = app.builder.get_relative_uri(docname, chapter)
             title = app.env.titles[chapter].astext()
             link = nodes.reference("", title, internal=True, refuri=uri)
-            shown = [form.format(values[key]) for key, (_, form) in COLUMNS.items()]
-            body += _row([link, *shown])
-        group += [head, body]
-        table += group
-        placeholder.replace_self(table)
+            rows.append([link, *(form.format(values[key]) for key, (_, form) in COLUMNS.items())])
+        titles = ["Chapter", *(title for title, _ in COLUMNS.values())]
+        placeholder.replace_self(make_table(titles, rows))
+
+
+def make_table(titles: list[str], rows: list[list]) -> nodes.table:
+    """Return a table; a cell is a text or a node."""
+    table = nodes.table(classes=["results"])
+    group = nodes.tgroup(cols=len(titles))
+    group += [nodes.colspec(colwidth=1) for _ in titles]
+    group += [nodes.thead("", _row(titles)), nodes.tbody("", *map(_row, rows))]
+    table += group
+    return table
 
 
 def _row(cells) -> nodes.row:
