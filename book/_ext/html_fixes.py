@@ -1,0 +1,39 @@
+"""What the pages lack for readers with slow lines and with screen readers.
+
+Every image gets its size, so that nothing jumps, and is loaded when it comes into view. Scripts
+wait until the page is there. Entries of the bibliography get the role of list items, since ARIA has
+withdrawn theirs.
+"""
+
+import re
+from pathlib import Path
+
+IMAGE = re.compile(r'<img (?![^>]*\bloading=)([^>]*\bsrc="([^"]+\.svg)"[^>]*)>')
+SIZE = re.compile(r'<svg[^>]*?\bwidth="([\d.]+)pt"[^>]*?\bheight="([\d.]+)pt"')
+
+
+def mend(app, pagename, templatename, context, doctree):
+    def sized(match):
+        # Until all pages are written, the images are only where Sphinx found them.
+        name = Path(match[2]).name
+        source = next((path for path, (_, new) in app.env.images.items() if new == name), None)
+        size = source and SIZE.search((Path(app.srcdir) / source).read_text()[:3000])
+        points = [float(length) for length in size.groups()] if size else []
+        pixels = [round(4 / 3 * length) for length in points]
+        attributes = ['loading="lazy"']
+        if pixels:
+            attributes += [f'width="{pixels[0]}"', f'height="{pixels[1]}"']
+        return f"<img {' '.join(attributes)} {match[1]}>"
+
+    for script in context["script_files"]:
+        # Text between the scripts uses the options at once; MathJax has its own way of waiting.
+        named = script.filename and "documentation_options" not in script.filename
+        if named and "async" not in script.attributes:
+            script.attributes["defer"] = "defer"
+    if body := context.get("body"):
+        context["body"] = IMAGE.sub(sized, body).replace('"doc-biblioentry"', '"listitem"')
+
+
+def setup(app):
+    app.connect("html-page-context", mend)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
