@@ -6,7 +6,7 @@ every chapter, and nothing else does.
 """
 
 import hashlib
-import importlib.util
+import importlib.metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -14,8 +14,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def environment_key() -> str:
     """Return a short hash of tpcnn/, constraints.txt and the flavour of TensorFlow (CPU or GPU)."""
-    # The package nvidia comes with the extra "gpu"; asking TensorFlow would take seconds.
-    digest = hashlib.sha256(b"gpu" if importlib.util.find_spec("nvidia") else b"cpu")
+    # This package comes with the extra "gpu", and not with PyTorch, which the bench may have
+    # brought; asking TensorFlow would take seconds.
+    for_gpu = any(importlib.metadata.distributions(name="nvidia-cudnn-cu12"))
+    digest = hashlib.sha256(b"gpu" if for_gpu else b"cpu")
     for path in [ROOT / "constraints.txt", *sorted((ROOT / "tpcnn").rglob("*.py"))]:
         digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
@@ -27,3 +29,7 @@ def setup(app):
 
     app.connect("config-inited", set_cache_path)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+if __name__ == "__main__":
+    print(environment_key())
