@@ -11,6 +11,8 @@ MAKEFLAGS += --no-print-directory
 VENV := .venv
 BIN := $(VENV)/bin
 HTML := _build/html
+JUPYTER_BOOK = $(BIN)/jupyter-book build book --config _config.yml --toc "$(CURDIR)/_toc.yml" \
+  --path-output .
 # The GPU is asked for before anything is installed.
 HAS_GPU := $(shell [[ "$$(nvidia-smi -L 2>/dev/null)" == *GPU* ]] && echo yes)
 EXTRAS := book,test$(if $(HAS_GPU),$(comma)gpu)
@@ -21,7 +23,8 @@ stop = { echo "make: $(1)" >&2; exit 1; }
 export PYTHONPATH := $(CURDIR)
 
 .NOTPARALLEL:
-.PHONY: book test test-fast serve lint lock clean required-gpu
+.PHONY: book test test-fast serve lint lock summary changed colab publish pdf linkcheck clean required-gpu \
+  bench gpu-check
 
 book: required-gpu $(INSTALLED)
 	@# Without the lines of TensorFlow's start-up log that no setting turns off.
@@ -33,9 +36,13 @@ book: required-gpu $(INSTALLED)
 	@[[ ! -e _build/.unfinished ]] || rm -rf _build/.doctrees
 	@touch _build/.unfinished
 	@set -eo pipefail; start=$$SECONDS; \
-	if ! $(BIN)/jupyter-book build book --config _config.yml --toc "$(CURDIR)/_toc.yml" --path-output . \
-	    -W -n --keep-going 2>&1 | $(BIN)/python -u book/_ext/progress.py; then \
+	if ! $(JUPYTER_BOOK) -W -n --keep-going 2>&1 | $(BIN)/python -u book/_ext/progress.py; then \
 	  $(call stop,the book did not build: see above$(comma) or _build/build.log. What ran is kept.); \
+	fi; \
+	rm -rf _build/jupyter; \
+	if ! $(JUPYTER_BOOK) -W -n --keep-going --builder custom --custom-builder jupyter \
+	      >_build/notebooks.log 2>&1 || ! $(BIN)/python book/_ext/plain_notebooks.py; then \
+	  $(call stop,the notebooks for Colab were not written: see _build/notebooks.log or above.); \
 	fi; \
 	rm _build/.unfinished; \
 	echo "Built in $$((SECONDS - start)) s: $(CURDIR)/$(HTML)/index.html"
@@ -63,6 +70,53 @@ lock:
 	_build/lock/bin/pip install --quiet uv
 	_build/lock/bin/uv pip compile --upgrade --universal --python-version 3.11 --all-extras \
 	  --no-annotate --no-header --quiet pyproject.toml --output-file constraints.txt
+
+# Ours beside model.fit and, where it is installed, PyTorch: _build/bench.md and bench.json.
+bench: $(INSTALLED)
+	@$(BIN)/python -m tpcnn.bench $(BENCH_OPTIONS)
+
+# The whole book and the bench on a GPU, then a table; it fails where the GPU was not used.
+gpu-check:
+	@[[ -n "$(HAS_GPU)" ]] \
+	  || $(call stop,gpu-check needs a GPU$(comma) but nvidia-smi finds none on this machine.)
+	@TPCNN_REQUIRE_GPU=1 $(MAKE) book
+	@$(MAKE) bench BENCH_OPTIONS="--images 50000 --to-accuracy"
+	@$(BIN)/python tests/gpu_check.py
+
+# The results of the last build, as Markdown.
+summary:
+	@$(PYTHON) tests/summary.py
+
+# What a reader of the published pages would find changed in this build of them.
+changed: $(INSTALLED)
+	@rm -rf _build/published && mkdir -p _build/published
+	@git fetch --quiet origin gh-pages
+	@git archive FETCH_HEAD | tar --extract --directory _build/published
+	@$(BIN)/python tests/changed_pages.py _build/published $(HTML)
+
+# The published notebooks, run in an environment with Colab's versions of what tpcnn needs. Of the
+# lab it is the solved one; the student's has blanks.
+NOTEBOOKS ?= $(filter-out lab,$(basename $(notdir $(wildcard $(HTML)/notebooks/*.ipynb))))
+colab:
+	@[[ -d $(HTML)/notebooks ]] || $(call stop,there are no notebooks yet: run make book first.)
+	$(PYTHON) -m venv --clear _build/colab
+	_build/colab/bin/pip install --quiet --requirement tests/colab.txt
+	PYTHONPATH= _build/colab/bin/python tests/run_notebooks.py \
+	  $(NOTEBOOKS:%=$(HTML)/notebooks/%.ipynb)
+
+# The whole book as one PDF, printed by Chromium.
+pdf:
+	@[[ -f $(HTML)/index.html ]] || $(call stop,there is no book yet: run make book first.)
+	@$(BIN)/python book/_ext/pdf.py
+
+# Whether the links to other sites still lead somewhere. It needs the network.
+linkcheck: $(INSTALLED)
+	$(JUPYTER_BOOK) --builder linkcheck
+
+# HTML and notebooks to the branch gh-pages, in one commit.
+publish:
+	@[[ -d $(HTML)/notebooks ]] || $(call stop,there is no book yet: run make book first.)
+	$(BIN)/ghp-import --no-jekyll --push --message "Book of $$(git rev-parse --short HEAD)" $(HTML)
 
 clean:
 	rm -rf _build $(VENV)
