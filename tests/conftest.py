@@ -1,6 +1,7 @@
 """What several test files share."""
 
 import pathlib
+import re
 
 import tpcnn  # noqa: F401  # isort: skip  # before TensorFlow, since it chooses how that starts
 import pytest
@@ -10,9 +11,29 @@ import tensorflow as tf
 tf.config.experimental.enable_tensor_float_32_execution(False)
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+PAGES = re.findall(r"(?:root|file): (\w+)", (ROOT / "_toc.yml").read_text())
+
+
+def source(name: str) -> str:
+    """Return the source of a page."""
+    return (ROOT / "book" / f"{name}.md").read_text()
+
+
+def code_cells(name: str) -> list[tuple[str, str]]:
+    """Return the options of each code cell of a page, as YAML, and its code."""
+    return cells_in(source(name))
+
+
+def cells_in(text: str) -> list[tuple[str, str]]:
+    cells = re.findall(r"(?ms)^```\{code-cell\} ipython3\n(.*?)^```$", text)
+    pattern = re.compile(r"(?s)(?:---\n(.*?)---\n|((?::\w+:[^\n]*\n)+))?(.*)")
+    split = [pattern.fullmatch(cell).groups() for cell in cells]
+    return [(block or re.sub(r"(?m)^:", "", short or ""), code) for block, short, code in split]
+
+
 # The chapters that run code, and how many figures each shows.
-FIGURES = {"data": 4, "trainer": 2, "fully_connected": 6, "cnn": 6, "fashion": 6}
-CHAPTERS = list(FIGURES)
+CHAPTERS = [name for name in PAGES if "```{code-cell}" in source(name)]
+FIGURES = {name: len(re.findall(r"(?m)^  figure:$", source(name))) for name in CHAPTERS}
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +43,15 @@ def html() -> pathlib.Path:
     if not (folder / "index.html").exists():
         pytest.fail("there is no built book: run `make book`, or `make test`, which builds it")
     return folder
+
+
+@pytest.fixture(scope="session")
+def executed(html):
+    """The executed notebook of each chapter, from the cache for the code as it is."""
+    from execution_cache import environment_key
+    from jupyter_cache import get_cache
+
+    cache = get_cache(html.parent / "executed" / environment_key())
+    records = sorted(cache.list_cache_records(), key=lambda record: record.created)
+    newest_of = {pathlib.Path(record.uri).stem: record.pk for record in records}
+    return {name: cache.get_cache_bundle(pk).nb for name, pk in newest_of.items()}

@@ -1,15 +1,18 @@
 """The built book: its results, and what must not be in its chapters."""
 
+import hashlib
+import html as html_module
 import json
-import pathlib
 import re
+import subprocess
 import tomllib
+from datetime import UTC, datetime
 
+import keras
 import pytest
-from conftest import CHAPTERS, FIGURES, ROOT
-from execution_cache import environment_key
-from jupyter_cache import get_cache
+from conftest import CHAPTERS, FIGURES, ROOT, source
 
+import tpcnn
 from tpcnn.checks import REQUIRED_ACCURACY
 
 pytestmark = pytest.mark.book
@@ -81,15 +84,6 @@ def test_the_index_shows_every_result(html, results):
     ]
 
 
-@pytest.fixture(scope="module")
-def executed(html):
-    """The executed notebook of each chapter, from the cache for the code as it is."""
-    cache = get_cache(html.parent / "executed" / environment_key())
-    records = sorted(cache.list_cache_records(), key=lambda record: record.created)
-    newest_of = {pathlib.Path(record.uri).stem: record.pk for record in records}
-    return {name: cache.get_cache_bundle(pk).nb for name, pk in newest_of.items()}
-
-
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_a_chapter_has_its_outputs_and_wrote_nothing_to_stderr(executed, chapter):
     outputs = [output for cell in executed[chapter].cells for output in cell.get("outputs", [])]
@@ -111,3 +105,25 @@ def test_no_debris_in_a_page(html, chapter):
         "np.float64(",
     ):
         assert debris not in page
+
+
+def test_the_status_page_says_what_the_build_was_made_of(html):
+    page = html_text((html / "status.html").read_text())
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    ).stdout
+    assert commit.strip() in page or "no git repository" in page
+    assert datetime.now(UTC).strftime("%Y-") in page
+    assert tpcnn.describe_device() in page
+    assert f"keras {keras.__version__}" in page
+    x, _ = tpcnn.load_mnist(raw=True)[0]
+    assert hashlib.sha256(x.tobytes()).hexdigest() in page
+    table = page[page.index("Execution time (s)") :]
+    titles = [re.search("(?m)^# (.+)", source(name))[1] for name in CHAPTERS]
+    for title in titles:
+        assert re.search(rf"{re.escape(title)}\s+\d+\s", table), f"no execution time of {title}"
+
+
+def html_text(page: str) -> str:
+    """Return what a reader sees of a page."""
+    return html_module.unescape(re.sub("<[^>]+>", "", page))

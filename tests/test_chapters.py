@@ -1,0 +1,95 @@
+"""The sources of the chapters: what each must have, and what must not be typed in it."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+from conftest import CHAPTERS, code_cells, source
+
+PROSE_PAGES = ["index", *CHAPTERS, "glossary"]
+EXPLAINING = [name for name in CHAPTERS if name not in ("lab", "status")]  # the lab: one exercise
+
+# What was measured comes from glue. These are no measurements of a build: what the lab sheet
+# requires, what a text defines or supposes, and what was published.
+ALLOWED = {
+    "batchnorm": {"10 %", "1 %"},  # a guess among ten classes; a share that is asked for
+    "cnn": {"98 %"},
+    "dropout": {"5 %"},  # a share that is asked for
+    "fashion": {"90 %"},
+    "fully_connected": {"96 %", "60 %", "90 %"},  # the last two: borders of groups in an exercise
+    "index": {"99 %"},
+    "lab": {"96 %", "98 %", "90 %"},
+    "minibatches": {"99 %"},
+    # Of the test of a difference, by convention; what a figure leaves out.
+    "search": {"5 %", "80 %", "95 %", "60 %"},
+}
+NUMBER = r"\d[\d  ,.]*"
+MEASURED = re.compile(
+    rf"{NUMBER}\s*(?:%|(?:percent|per cent|percentage points?|points|seconds?|minutes?|hours?|ms|"
+    r"GB|MB|kB|parameters|mistakes|images per second|steps per second|times as|times more|"
+    r"times larger|times faster|times slower)\b)"
+)
+
+
+def prose(name: str) -> str:
+    """Return a page without code, directives' options, formulas and roles."""
+    text = source(name)
+    text = re.sub(r"(?s)\A---.*?\n---\n", "", text)
+    text = re.sub(r"(?ms)^```\{(code-cell|literalinclude|glossary)\b.*?^```$", "", text)
+    if name == "glossary":
+        text = source(name)
+    text = re.sub(r"(?m)^:[\w-]+:.*$", "", text)
+    text = re.sub(r"(?s)\$\$.*?\$\$|\$[^$\n]*\$", "", text)
+    return re.sub(r"(\{[\w:]+\})?`[^`]*`", "…", text)
+
+
+@pytest.mark.parametrize("name", PROSE_PAGES)
+def test_no_measured_number_is_typed(name):
+    typed = {match[0].strip() for match in MEASURED.finditer(prose(name))}
+    assert typed <= ALLOWED.get(name, set())
+
+
+def test_a_typed_measurement_would_be_found():
+    for sentence in ["It reaches 97.3 % in", "took 12 seconds", "1,234 parameters", "2.5 times as"]:
+        assert MEASURED.search(sentence), sentence
+    assert not MEASURED.search("batches of 128 images, for 10 epochs")
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_every_figure_has_a_name_a_caption_and_an_alternative_text(name):
+    names = []
+    for options, code in code_cells(name):
+        draws = re.search(r"plt\.|plots\.|plot_history\(", code)
+        figure = (yaml.safe_load(options) or {}).get("mystnb", {}).get("figure")
+        if figure is None:
+            assert not (draws and code.rstrip().endswith(";")), f"a figure without caption:\n{code}"
+            continue
+        names.append(figure["name"])
+        assert len(figure["caption"]) > 30
+        assert len(yaml.safe_load(options)["mystnb"]["image"]["alt"]) > 30
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("name", EXPLAINING)
+def test_a_chapter_asks_a_question_and_closes_with_exercises_that_are_solved(name):
+    text = source(name)
+    assert re.search(r"(?m)^# .+\n\n\*\*[^*]+\?\*\*", text), "no question at the start"
+    assert "\n## Take-aways\n" in text
+    exercises = re.findall(r"```\{exercise\}\n:label: (\S+)\n", text)
+    solutions = re.findall(r"```\{solution-start\} (\S+)\n:class: dropdown\n", text)
+    assert len(exercises) >= 3
+    assert exercises == solutions, "each exercise is followed by its solution"
+    assert text.count("```{solution-end}") == len(solutions)
+    for solution in re.findall(r"(?s)\{solution-start\}.*?\{solution-end\}", text):
+        assert "```{code-cell}" in solution, "a solution without code that is executed"
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_no_cell_that_a_notebook_shows_needs_a_hidden_one(name):
+    """Cells with the tag remove-cell are not in the notebooks that readers run."""
+    shown = "\n".join(code for options, code in code_cells(name) if "remove-cell" not in options)
+    command = [sys.executable, "-m", "ruff", "check", "--isolated", "--select=F821", "-"]
+    ended = subprocess.run(command, input=shown, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout

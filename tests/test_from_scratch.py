@@ -1,0 +1,99 @@
+"""What the chapters write from scratch, taken from their cells, against Keras on random inputs."""
+
+import linecache
+import re
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import code_cells
+
+SEEDS = range(3)
+
+
+def defined_in(chapter: str, function: str, **names):
+    """Return a function as a cell of the chapter defines it; `names` are what the cell uses."""
+    for _, code in code_cells(chapter):
+        for definition in re.split(r"\n{3,}", code):
+            if f"def {function}(" in definition:
+                names = {"np": np, "tf": tf, "keras": keras} | names
+                file = f"<{chapter}: {function}>"
+                # TensorFlow translates the source of a function, and looks for it here.
+                lines = definition.splitlines(keepends=True)
+                linecache.cache[file] = (len(definition), None, lines, file)
+                exec(compile(definition, file, "exec"), names)
+                return names[function]
+    raise LookupError(f"{chapter} defines no {function}")
+
+
+@pytest.fixture(params=SEEDS)
+def rng(request):
+    keras.utils.set_random_seed(request.param)
+    return np.random.default_rng(request.param)
+
+
+@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize("size", [1, 3, 5])
+def test_the_convolutional_layer(rng, padding, size):
+    layer = keras.layers.Conv2D(4, size, padding=padding, bias_initializer="normal")
+    x = rng.normal(size=(2, 9, 7, 3)).astype("float32")
+    by_keras = layer(x)
+    by_hand = defined_in("convolution", "convolutional_layer")(x, *layer.get_weights(), padding)
+    np.testing.assert_allclose(by_hand, by_keras, atol=1e-5)
+
+
+def test_the_convolution_of_one_filter(rng):
+    image = rng.normal(size=(9, 7)).astype("float32")
+    layer = keras.layers.Conv2D(1, 3, use_bias=False)
+    by_keras = layer(image[np.newaxis, :, :, np.newaxis])[0, :, :, 0]
+    by_hand = defined_in("convolution", "convolve")(image, layer.get_weights()[0][:, :, 0, 0])
+    np.testing.assert_allclose(by_hand, by_keras, atol=1e-5)
+
+
+def test_batch_normalisation(rng):
+    batch_norm = defined_in("batchnorm", "batch_norm")
+    layer = keras.layers.BatchNormalization()
+    layer.build((None, 5))
+    layer.set_weights([rng.uniform(0.5, 2, size=5) for _ in range(4)])
+    gamma, beta, mean, variance = layer.get_weights()
+    z = rng.normal(1, 3, size=(32, 5)).astype("float32")
+    in_prediction = batch_norm(z, mean, variance, gamma, beta)
+    np.testing.assert_allclose(in_prediction, layer(z, training=False), atol=1e-4)
+    in_training = batch_norm(z, z.mean(axis=0), z.var(axis=0), gamma, beta)
+    np.testing.assert_allclose(in_training, layer(z, training=True), atol=1e-4)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_dropout(rng, rate):
+    x = rng.uniform(1, 2, size=(200, 50)).astype("float32")
+    by_keras = np.array(keras.layers.Dropout(rate)(x, training=True))
+    by_hand = defined_in("dropout", "dropout")(x, kept=by_keras != 0, rate=rate)
+    np.testing.assert_allclose(by_hand, by_keras, rtol=1e-5)
+
+
+def test_the_gradient_of_a_dense_layer_with_softmax(rng):
+    model = keras.Sequential([keras.Input((784,)), keras.layers.Dense(10, "softmax")])
+    x, y = rng.uniform(size=(20, 784)).astype("float32"), rng.integers(10, size=20)
+    with tf.GradientTape() as tape:
+        loss = keras.losses.SparseCategoricalCrossentropy()(y, model(x))
+    by_tape = tape.gradient(loss, model.trainable_variables)[0]
+    errors = defined_in("minibatches", "errors_of")(x, y, *model.get_weights())
+    by_hand = defined_in("minibatches", "batch_gradient")(x, errors)
+    np.testing.assert_allclose(by_hand, by_tape, atol=1e-5)
+
+
+def test_an_epoch_of_mini_batches_with_a_smaller_last_one(rng):
+    ours = keras.Sequential([keras.Input((6,)), keras.layers.Dense(3, "softmax")])
+    theirs = keras.models.clone_model(ours)
+    theirs.set_weights(ours.get_weights())
+    loss_function = keras.losses.SparseCategoricalCrossentropy()
+    x, y = rng.normal(size=(50, 6)).astype("float32"), rng.integers(3, size=50).astype("int32")
+
+    names = {"model": ours, "loss_function": loss_function}
+    one_epoch = defined_in("minibatches", "one_epoch", **names)
+    one_epoch(tf.constant(x), tf.constant(y), tf.constant(16), tf.constant(0.1))
+    theirs.compile(keras.optimizers.SGD(0.1), loss_function)
+    theirs.fit(x, y, batch_size=16, shuffle=False, verbose=0)
+    for by_hand, by_keras in zip(ours.get_weights(), theirs.get_weights(), strict=True):
+        np.testing.assert_allclose(by_hand, by_keras, atol=1e-5)
