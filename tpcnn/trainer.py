@@ -68,6 +68,7 @@ class Trainer:
         # Now, since callbacks change the learning rate.
         self._optimizer_description = saved_runs.description(self.optimizer)
         self._warned_of_pixels = False
+        self._trainable = None
 
     def fit(
         self,
@@ -110,9 +111,9 @@ class Trainer:
             checkpoints: a folder to keep the state of this run in, written after each epoch. If it
                 holds a state, the run goes on from there and ends as if it had never been
                 interrupted; if it holds as many epochs already, nothing is left to do. What
-                callbacks count is restored, numbers and arrays; not restored is the place in a
-                dataset whose order changes from epoch to epoch, and random numbers that a layer
-                of your own draws without a `keras.random.SeedGenerator`.
+                callbacks have counted is restored, numbers and arrays. Not restored are the place
+                in a dataset whose order changes from epoch to epoch, and random numbers that a
+                layer of your own draws without a `keras.random.SeedGenerator`.
 
         Returns:
             `history`.
@@ -128,12 +129,12 @@ class Trainer:
         batch_size = _positive_integer("batch_size", batch_size)
         train = self._checked("train", x_train, y_train, batch_size)
         val = self._checked("val", x_val, y_val, batch_size)
+        self._refuse_other_trainable_weights()
         self.optimizer.build(self.model.trainable_variables)
         callbacks = keras.callbacks.CallbackList(
             callbacks, model=self.model, epochs=epochs, verbose=int(verbose)
         )
         self.history = {"loss": [], "accuracy": [], "val_loss": [], "val_accuracy": []}
-        self._best = {"val_loss": np.inf, "weights": self.model.get_weights()}
         # Where callbacks say when to stop, and Keras' BackupAndRestore where to begin.
         self.model.stop_training, self.model._initial_epoch = False, None
         inputs = {
@@ -145,8 +146,10 @@ class Trainer:
 
         with self._saved_run(checkpoints, callbacks.callbacks) as saved:
             callbacks.on_train_begin()
-            first = max(saved.restore(epochs, inputs), self.model._initial_epoch or 0)
-            train = _in_tensorflow(train)
+            self._best = {"val_loss": np.inf, "weights": self.model.get_weights()}
+            first = saved.restore(epochs, inputs) if checkpoints else self.model._initial_epoch or 0
+            if first < epochs:
+                train = _in_tensorflow(train)
             for epoch in range(first, epochs):
                 self._reset_metrics()
                 callbacks.on_epoch_begin(epoch)
@@ -181,14 +184,15 @@ class Trainer:
         """Return the probability of each class for each image.
 
         Args:
-            x: images, as for `fit`; any number of them.
+            x: an array of images, as for `fit`; any number of them.
             batch_size: images that pass through the model at a time; it bounds the memory.
 
         Returns:
             float32 tensor of shape (n, classes); each row sums to 1.
 
         Raises:
-            ValueError: `x` has the wrong shape or holds NaN or infinite pixels.
+            ValueError: `x` is no array, has the wrong shape, or holds NaN or infinite pixels.
+            TypeError: `batch_size` is not an integer.
         """
         batch_size = _positive_integer("batch_size", batch_size)
         x = self._checked_images("x", x)
@@ -214,7 +218,12 @@ class Trainer:
 
     @tf.function(reduce_retracing=True)
     def _train_step(self, x, y):
-        """Take one step down the gradient of the loss on one batch."""
+        """Take one step down the gradient of the loss on one batch.
+
+        Args:
+            x: float32 images, shape (batch, height, width, channels), or as the model expects.
+            y: integer labels, shape (batch,).
+        """
         with tf.GradientTape() as tape:
             predictions = self.model(x, training=True)
             loss = self._loss(y, predictions)
@@ -228,7 +237,10 @@ class Trainer:
 
     @tf.function(reduce_retracing=True)
     def _eval_step(self, x, y):
-        """Measure the loss and the accuracy on one batch; the model does not change."""
+        """Measure the loss and the accuracy on one batch; the model does not change.
+
+        The arguments are those of `_train_step`.
+        """
         predictions = self.model(x, training=False)
         self.val_loss.update_state(self._loss(y, predictions), sample_weight=tf.shape(x)[0])
         self.val_accuracy.update_state(y, predictions)
@@ -323,6 +335,17 @@ class Trainer:
         """Return the mean loss of a batch, plus what the layers' regularizers add."""
         loss = tf.reduce_mean(self.loss_function(y, predictions))
         return tf.add_n([loss, *self.model.losses])
+
+    def _refuse_other_trainable_weights(self):
+        """The step is recorded once, with the weights that it moves."""
+        trainable = [id(variable) for variable in self.model.trainable_variables]
+        if self._trainable not in (None, trainable):
+            raise ValueError(
+                f"model: expected the {len(self._trainable)} trainable weights of the first fit, "
+                f"got {len(trainable)} or others. Make a new Trainer, with a new optimizer, after "
+                "you have frozen or thawed layers."
+            )
+        self._trainable = trainable
 
     def _epoch_order(self, n, shuffle):
         order = tf.range(n)
@@ -424,11 +447,22 @@ class Trainer:
 
         They become float32 batch by batch, so that any number of them needs no second copy.
         """
+        if isinstance(images, tf.data.Dataset):
+            raise ValueError(
+                f"{name}: expected an array of images, got a dataset. Pass it batch by batch, and "
+                "join the answers with tf.concat."
+            )
         images = np.asarray(images)
         if images.dtype.kind not in "biuf":
-            raise ValueError(f"{name}: expected numbers, got an array of {images.dtype}.")
+            raise ValueError(
+                f"{name}: expected numbers, got an array of {images.dtype}. "
+                "Pass images as load_mnist returns them."
+            )
         if images.size == 0:
-            raise ValueError(f"{name}: expected at least one image, got shape {images.shape}.")
+            raise ValueError(
+                f"{name}: expected at least one image, got shape {images.shape}. "
+                "Look at the slice that made it."
+            )
         # A subclassed model, or one without an input layer, does not say what it expects.
         expected = getattr(self.model, "input_shape", images.shape)[1:]
         if images.ndim == 0 or not _fits(images.shape[1:], expected):
@@ -496,10 +530,11 @@ def _in_tensorflow(data):
     x, y = data
     # Bytes stay bytes until they are in a batch: as float32 they need four times the memory.
     dtype = tf.uint8 if x.dtype == np.uint8 else tf.float32
-    # tf.constant would copy them twice, and hold both copies for a moment.
+    # tf.constant would copy them twice, and hold both copies for a moment. TensorFlow keeps the
+    # generator for good, so that must hand the images over and not hold them.
+    held = [np.asarray(x, dtype.as_numpy_dtype)]
     single = tf.data.Dataset.from_generator(
-        lambda: [np.asarray(x, dtype.as_numpy_dtype)],
-        output_signature=tf.TensorSpec(x.shape, dtype),
+        lambda: iter([held.pop()]), output_signature=tf.TensorSpec(x.shape, dtype)
     ).get_single_element()
     return tf.identity(single), tf.constant(y)  # identity: to the GPU, where there is one
 
@@ -532,6 +567,9 @@ def _positive_integer(name, value):
 
 
 def _listens_to_batches(callback) -> bool:
+    savers = (keras.callbacks.ModelCheckpoint, keras.callbacks.BackupAndRestore)
+    if type(callback) in savers and callback.save_freq == "epoch":
+        return False  # they have the hooks, and do nothing there
     hooks = (
         "on_batch_begin",
         "on_batch_end",
