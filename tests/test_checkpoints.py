@@ -244,6 +244,49 @@ def patient():
     ]
 
 
+def averages_in_turn():
+    # It puts the averaged weights into the model after an epoch, and back before the next.
+    return [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)]
+
+
+def test_weights_that_a_callback_has_swapped_are_those_of_one_run(tmp_path):
+    def train(folder, *callbacks):
+        callbacks = [*averages_in_turn(), *callbacks]
+        return everything(fit(folder, 4, averaging, callbacks=callbacks))
+
+    def stop(epoch, logs):
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    expected = train(None)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, keras.callbacks.LambdaCallback(on_epoch_begin=stop))
+    assert train(tmp_path) == expected
+
+
+def test_what_a_callback_sets_up_belongs_to_its_process(tmp_path):
+    class Clock(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            self.start, self.epochs = next(times), []
+
+        def on_epoch_end(self, epoch, logs=None):
+            self.epochs.append(epoch)
+
+    times, first, second = iter([10, 20]), Clock(), Clock()
+    fit(tmp_path, 2, callbacks=[first])
+    fit(tmp_path, 4, callbacks=[keras.callbacks.TerminateOnNaN(), second])
+    assert (first.start, second.start) == (10, 20)
+    assert second.epochs == [0, 1, 2, 3]
+
+
+def test_files_that_are_not_ours_are_left_alone(tmp_path):
+    best = keras.callbacks.ModelCheckpoint(tmp_path / "epoch-{epoch:02d}.keras")
+    fit(tmp_path, 4, callbacks=[best])
+    assert sorted(path.name for path in tmp_path.glob("*.keras")) == [
+        f"epoch-0{n}.keras" for n in range(1, 5)
+    ]
+
+
 def test_what_callbacks_count_is_restored(tmp_path):
     def train(folder, epochs):
         return fit(folder, epochs, callbacks=patient())

@@ -1,8 +1,8 @@
 """A training run on disk: written after each epoch, checked when read, gone on with when killed."""
 
 import contextlib
+import copy
 import hashlib
-import inspect
 import io
 import json
 import os
@@ -19,7 +19,7 @@ try:
 except ImportError:  # on Windows, where nothing keeps two runs apart
     fcntl = None
 
-KEPT = 2  # the newest, and the one before it in case the newest is damaged
+FILE = re.compile(r"epoch-\d{6,}\.(ckpt|tmp)")  # what this folder may lose; all else is not ours
 MARK = b"tpcnn checkpoint 1 "
 
 
@@ -86,10 +86,13 @@ class Checkpoints:
 
         Raises:
             ValueError: the file belongs to another model, optimizer, dataset or setting.
-            OSError: the first file cannot be written.
+            OSError: a file cannot be read, or the first one cannot be written.
         """
         if self.folder is None:
             return 0
+        # What a callback has set up by now belongs to this process; what it changes from here on
+        # is its progress.
+        self._set_up = [_numbers_of(callback) for callback in self._callbacks]
         self._fingerprint = _fingerprint(self._run, inputs)
         self._epochs = epochs
         state = self._newest_good()
@@ -104,8 +107,12 @@ class Checkpoints:
             variable.assign(value)
         self._run.history = state["history"]
         self._run._best = state["best"]
-        for callback, (kind, kept) in zip(self._callbacks, state["callbacks"], strict=False):
-            if kind == type(callback).__name__:
+        # By kind: one that is added, or left out, takes nothing from the others.
+        waiting = list(self._callbacks)
+        for kind, kept in state["callbacks"]:
+            callback = next((c for c in waiting if type(c).__name__ == kind), None)
+            if callback is not None:
+                waiting.remove(callback)
                 vars(callback).update(kept)
         # A callback ended that run before its time: it is over, unless more is asked for now.
         over = state["stopped"] and epochs <= state["epochs"]
@@ -144,24 +151,35 @@ class Checkpoints:
             "history": run.history,
             "best": run._best,
             "variables": [v.value.numpy() for v in self._variables()],
-            "callbacks": [(type(c).__name__, _kept_by(c)) for c in self._callbacks],
+            "callbacks": [
+                (type(callback).__name__, _changes(before, _numbers_of(callback)))
+                for callback, before in zip(self._callbacks, self._set_up, strict=True)
+            ],
         }
         write(path, state)
         # By what was written, not by number: a damaged file may have a higher one.
         keep = {path, self._last}
         self._last = path
-        for old in self.folder.glob("epoch-*"):
+        for old in self._files():
             if old not in keep:
                 with contextlib.suppress(OSError):
                     old.unlink()
 
+    def _files(self):
+        return [path for path in self.folder.iterdir() if FILE.fullmatch(path.name)]
+
     def _newest_good(self):
         """Return the newest state that can be read, or None."""
-        paths = [p for p in self.folder.iterdir() if re.fullmatch(r"epoch-\d+\.ckpt", p.name)]
+        paths = [path for path in self._files() if path.suffix == ".ckpt"]
         for path in sorted(paths, reverse=True):
             try:
                 state = read(path)
-            except (OSError, ValueError) as error:
+            except OSError as error:  # it may be whole, and readable again in a moment
+                raise OSError(
+                    f"checkpoints: cannot read {path}: {error}. Try again when the folder can be "
+                    "read, or choose another one."
+                ) from error
+            except ValueError as error:
                 older = path != min(paths)
                 instead = "the one before it is used" if older else "the run starts anew"
                 warnings.warn(
@@ -201,7 +219,7 @@ def write(path: Path, state) -> None:
     text = json.dumps(_without_arrays(state, arrays))
     content = io.BytesIO()
     np.savez(content, *arrays, state=np.array(text))
-    content = content.getvalue()
+    content = content.getbuffer()
     temporary = path.with_suffix(".tmp")
     try:
         with open(temporary, "wb") as file:
@@ -230,8 +248,9 @@ def read(path: Path):
         OSError: the file cannot be read.
         ValueError: it is not as it was written.
     """
-    header, _, content = path.read_bytes().partition(b"\n")
-    if header + b"\n" != _header(content):
+    with open(path, "rb") as file:
+        header, content = file.readline(), file.read()
+    if header != _header(content):
         raise ValueError("its checksum does not match")
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
         return _with_arrays(json.loads(str(arrays["state"])), arrays)
@@ -263,6 +282,8 @@ def _without_arrays(value, arrays):
     if isinstance(value, (list, tuple)):
         return [_without_arrays(item, arrays) for item in value]
     if isinstance(value, np.ndarray):
+        if value.dtype.kind == "V":  # bfloat16, which NumPy's files do not know
+            value = value.astype(np.float32)  # which holds it exactly
         arrays.append(value)
         return {"array": len(arrays) - 1}
     return value.item() if isinstance(value, np.generic) else value
@@ -278,21 +299,43 @@ def _with_arrays(value, arrays):
     return value
 
 
-def _kept_by(callback):
-    """Return the numbers and arrays that a callback counts and keeps, such as EarlyStopping's."""
-    settings = inspect.signature(type(callback)).parameters
+def _numbers_of(callback):
+    """Return the numbers and arrays that a callback holds, such as those that EarlyStopping counts.
+
+    As they are now: lists are copied.
+    """
     return {
-        name: value
-        for name, value in vars(callback).items()
-        if name not in settings and _is_numbers(value)
+        name: copy.deepcopy(value) for name, value in vars(callback).items() if _is_numbers(value)
     }
 
 
 def _is_numbers(value):
+    if isinstance(value, dict):
+        return all(isinstance(name, str) and _is_numbers(item) for name, item in value.items())
     if isinstance(value, (list, tuple)):
         return all(_is_numbers(item) for item in value)
-    # Not bool: such a one says what a callback is about to do in this process.
-    return isinstance(value, (int, float, np.number, np.ndarray)) and not isinstance(value, bool)
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind in "biufc"
+    return isinstance(value, (bool, int, float, np.number))
+
+
+def _changes(before, now):
+    """Return what in `now` is not as it was `before`."""
+    return {
+        name: value
+        for name, value in now.items()
+        if name not in before or _differ(before[name], value)
+    }
+
+
+def _differ(a, b):
+    if type(a) is not type(b):
+        return True
+    if isinstance(a, dict):
+        return a.keys() != b.keys() or any(_differ(a[name], b[name]) for name in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) != len(b) or any(map(_differ, a, b))
+    return not np.array_equal(a, b)
 
 
 def _fingerprint(run, inputs):
@@ -301,7 +344,7 @@ def _fingerprint(run, inputs):
     parts = {
         "model": [description(run.model), variables],
         "loss function": description(run.loss_function),
-        "optimizer": run._optimizer_description,
+        "optimizer": [run._optimizer_description, len(run.optimizer.variables)],
         **inputs,
     }
     return {name: _digest(part) for name, part in parts.items()}
