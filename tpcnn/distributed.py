@@ -62,8 +62,8 @@ class DistributedTrainer(Trainer):
     Args:
         model: as for `Trainer`.
         loss_function: as for `Trainer`; a mean over the images, not a sum.
-        optimizer: as for `Trainer`, without clipping and accumulation of gradients: Keras does
-            both to each slice by itself.
+        optimizer: as for `Trainer`, without clipping and accumulation of gradients, since Keras
+            does both to each slice by itself, and without scaling of the loss (mixed_float16).
 
     Attributes:
         strategy: the strategy under which the trainer was made.
@@ -98,9 +98,13 @@ class DistributedTrainer(Trainer):
         """
         # The images stay in the main memory. Each replica fetches its slice of each batch.
         with self.strategy.scope(), tf.device("CPU:0"), self._watch_of_the_chief():
-            return super().fit(
+            history = super().fit(
                 x_train, y_train, x_val, y_val, epochs, verbose and self.is_chief, **settings
             )
+            if self._chief_address:
+                # Nobody leaves before all are done: a worker would take the chief for dead.
+                _of_each_replica(self.strategy, tf.constant([0]))
+            return history
 
     @tf.function(reduce_retracing=True)
     def _train_batches(self, x, y, order, batch_size):
@@ -184,6 +188,13 @@ class DistributedTrainer(Trainer):
             over.set()
 
     def _check(self):
+        scaled = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
+        if scaled or getattr(self.optimizer, "loss_scale_factor", None):
+            raise ValueError(
+                "optimizer: expected one that does not scale the loss, got "
+                f"{type(self.optimizer).__name__}: each replica would judge by itself whether its "
+                "gradients are finite. Use the dtype policy mixed_bfloat16, which needs no scaling."
+            )
         if self.strategy.num_replicas_in_sync == 1:
             return
         made_here = self.strategy.extended.variable_created_in_scope
@@ -267,7 +278,7 @@ def launch(
         What each worker printed, its restarts included.
 
     Raises:
-        RuntimeError: a worker failed, and no restart was left.
+        RuntimeError: a worker failed, and no restart was left, or the others were done.
         TimeoutError: the time is over.
     """
     cluster = {"worker": [f"127.0.0.1:{port}" for port in _free_ports(workers)]}
@@ -294,10 +305,12 @@ def launch(
             for worker, process in processes.items():
                 if not process.poll():
                     continue
-                if not restarts:
+                alone = any(other.poll() == 0 for other in processes.values())
+                if alone or not restarts:
+                    others = " when others were done, so it would wait for them for ever" * alone
                     raise RuntimeError(
-                        f"launch: worker {worker} ended with status {process.returncode}. It "
-                        f"printed:\n{_text(logs[worker])[-4000:]}"
+                        f"launch: worker {worker} ended with status {process.returncode}{others}. "
+                        f"It printed:\n{_text(logs[worker])[-4000:]}"
                     )
                 restarts -= 1
                 start(worker)
