@@ -11,6 +11,7 @@ import functools
 import json
 import math
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable
@@ -246,9 +247,8 @@ def time_by_kind(call: Callable[[], object]) -> dict[str, float]:
     from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
     with tempfile.TemporaryDirectory() as folder:
-        tf.profiler.experimental.start(folder)
-        call()
-        tf.profiler.experimental.stop()
+        with tf.profiler.experimental.Profile(folder):
+            call()
         trace = xplane_pb2.XSpace()
         trace.ParseFromString(next(Path(folder).glob("**/*.xplane.pb")).read_bytes())
 
@@ -289,11 +289,9 @@ def cost(images: int, epochs: int, units: int) -> dict:
         ``seconds``, compilation left out; ``bytes``, the most memory that this process has held
         so far; ``parameters`` of the network.
     """
-    import resource
-
     mnist = load_mnist()
-    x = np.resize(mnist.x_train, (images, 28, 28, 1))
-    y = np.resize(mnist.y_train, images)
+    repeated = np.arange(images) % len(mnist.x_train)
+    x, y = mnist.x_train[repeated], mnist.y_train[repeated]
     layers = keras.layers
     trainer = ours(
         keras.Sequential(
@@ -310,9 +308,18 @@ def cost(images: int, epochs: int, units: int) -> dict:
     took = seconds(lambda: trainer.fit(x, y, *few, epochs, verbose=False, batch_size=500))
     return {
         "seconds": took,
-        "bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        "bytes": most_memory(),
         "parameters": trainer.model.count_params(),
     }
+
+
+def most_memory() -> int:
+    """Return the most main memory that this program has held so far, in bytes; on Linux only.
+
+    Not `resource.getrusage`: its figure begins at the peak of the process that started this one.
+    """
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])
 
 
 def quick_network() -> keras.Model:
@@ -548,7 +555,10 @@ def as_line(row: dict) -> str:
 def main() -> None:
     """Write the table and all timings to a folder."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--images", type=int, default=10000, help="of an epoch")
+    parser.add_argument(
+        "--images", type=int, default=10000, choices=range(1, 50001), metavar="N",
+        help="of an epoch, at most 50000 (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument(
         "--to-accuracy", action="store_true", help="time the way to the required accuracies, too"
