@@ -329,6 +329,14 @@ FIT_MISTAKES = {
         [("range(0, len(x_val), size)", "range(0, len(x_val) - size + 1, size)")],
         "sees 128 of 211 images",
     ),
+    "an empty batch": (
+        [("range(0, len(x_train), size)", "range(0, len(x_train) + 1, size)")],
+        "makes an empty batch where the batch size divides",
+    ),
+    "metrics reset at each batch": (
+        [(CALL, "self.train_loss.reset_state(); " + CALL)],
+        "history\\['loss'\\] is that of the last batch only",
+    ),
     "batches that overlap": (
         [("order[start : start + size]", "order[start : start + size + 1]")],
         "more than once",
@@ -548,11 +556,14 @@ def test_a_right_trainer_passes_in_any_style(style, capsys):
 
 
 # Networks.
+CONVOLUTION = (lambda: layers.Conv2D(4, 3, activation="relu"), layers.Flatten)
+
+
 def sequential(*hidden, classes=10, activation="softmax"):
     return keras.Sequential(
         [
             keras.Input((28, 28, 1)),
-            *(hidden or [layers.Flatten(), layers.Dense(16, activation="relu")]),
+            *(hidden or [make() for make in CONVOLUTION]),
             layers.Dense(classes, activation=activation),
         ]
     )
@@ -561,10 +572,10 @@ def sequential(*hidden, classes=10, activation="softmax"):
 class Subclassed(keras.Model):
     def __init__(self):
         super().__init__()
-        self.hidden, self.scores = layers.Dense(16), layers.Dense(10)
+        self.hidden, self.scores = layers.Conv2D(4, 3), layers.Dense(10)
 
     def call(self, x):
-        return self.scores(tf.nn.gelu(self.hidden(tf.reshape(x, [-1, 784]))))
+        return self.scores(tf.reshape(tf.nn.gelu(self.hidden(x)), [-1, 26 * 26 * 4]))
 
 
 def functional():
@@ -578,12 +589,12 @@ CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy
 RIGHT_MODELS = {
     "sequential": (sequential, CROSS_ENTROPY()),
     "tanh": (
-        lambda: sequential(layers.Flatten(), layers.Dense(16, activation="tanh")),
+        lambda: sequential(layers.Conv2D(4, 3, activation="tanh"), layers.Flatten()),
         keras.losses.sparse_categorical_crossentropy,
     ),
     "softmax layer": (
         lambda: keras.Sequential([sequential(activation=None), layers.Softmax()]),
-        "sparse_categorical_crossentropy",
+        CROSS_ENTROPY(),
     ),
     "logits": (lambda: sequential(activation=None), CROSS_ENTROPY(from_logits=True)),
     "subclassed, logits": (Subclassed, CROSS_ENTROPY(from_logits=True)),
@@ -607,18 +618,29 @@ def test_bonuses_of_a_model_are_noted_for_the_convolutional_ones_only(capsys):
     )
     checks.model(network, CROSS_ENTROPY(), step="fully_connected")
     checks.model(network, CROSS_ENTROPY(), step="cnn")
-    no_dropout = sequential(layers.Flatten(), layers.Dense(16, "relu"), layers.Dropout(0.0))
+    no_dropout = sequential(*[make() for make in CONVOLUTION], layers.Dropout(0.0))
     checks.model(no_dropout, CROSS_ENTROPY(), step="fashion")
     checks.report()
     printed = capsys.readouterr().out
     assert re.search(r"(?m)^bonus: batch normalisation +earned: cnn$", printed)
     assert re.search(r"(?m)^bonus: dropout +not earned$", printed)
-    assert "no convolutional layer" in printed
 
 
 WRONG_MODELS = {
     "blank": (lambda: ..., CROSS_ENTROPY(), "model is still blank"),
     "no loss": (sequential, ..., "loss function is still blank"),
+    "the name of a loss": (sequential, "sparse_categorical_crossentropy", "name of a loss"),
+    "the class of a loss": (sequential, CROSS_ENTROPY, "(?s)its class.*with the parentheses"),
+    "no convolution": (
+        lambda: sequential(layers.Flatten(), layers.Dense(16, activation="relu")),
+        CROSS_ENTROPY(),
+        "no convolutional layer",
+    ),
+    "no hidden layer": (
+        lambda: sequential(layers.Flatten()),
+        CROSS_ENTROPY(),
+        "no hidden layer",
+    ),
     "no non-linearity": (
         lambda: sequential(layers.Flatten(), layers.Dense(16), layers.Dense(16)),
         CROSS_ENTROPY(),
@@ -795,6 +817,11 @@ DATA_MISTAKES = {
         lambda d, raw: {"y_train": raw[0][1][100:], "y_val": raw[0][1][:100]},
         "labels in y_train do not belong to the images",
     ),
+    "labels with a channel axis": (
+        lambda d, raw: {"y_val": d["y_val"][:, None]},
+        r"(?s)y_val has the shape \(100, 1\).*Only images get a channel axis",
+    ),
+    "divided by 256": (every_image(lambda x: x * 255 / 256), "x_train is divided by 256"),
     "one-hot": (
         lambda d, raw: {"y_train": np.eye(10)[d["y_train"]]},
         r"y_train has the shape \(500, 10\); expected one integer",
@@ -851,6 +878,34 @@ def test_an_accuracy_is_compared_with_what_the_step_requires(capsys):
         checks.accuracy("cnn", Answers(y, 1), x, y[1:])
 
 
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda p: p * 20 - 3, "no probabilities.*add up"),
+        (tf.nn.softmax, "applies softmax to what are probabilities already"),
+        (lambda p: p * np.nan, "NaN"),
+    ],
+)
+def test_an_accuracy_needs_probabilities(spoil, message):
+    y = np.arange(1000) % 10
+    trainer = Answers(y, 0.99)
+    predict = trainer.predict
+    trainer.predict = lambda x: spoil(predict(x))
+    with pytest.raises(checks.Mistake, match=message):
+        checks.accuracy("cnn", trainer, np.zeros((1000, 28, 28, 1)), y)
+
+
+def test_an_accuracy_is_that_of_the_network_that_was_checked():
+    y, network = np.arange(1000) % 10, sequential()
+    checks.model(network, CROSS_ENTROPY(), step="cnn")
+    trainer = Answers(y, 0.99)
+    trainer.model = network
+    checks.accuracy("cnn", trainer, np.zeros((1000, 28, 28, 1)), y)
+    trainer.model = sequential()
+    with pytest.raises(checks.Mistake, match="another network than the one that passed"):
+        checks.accuracy("cnn", trainer, np.zeros((1000, 28, 28, 1)), y)
+
+
 def test_a_report_needs_a_name():
     for names in (("", "Lovelace"), ("Ada", "..."), (..., "Lovelace"), (None, None)):
         with pytest.raises(checks.Mistake, match=r"Your (first|last) name is still blank"):
@@ -901,6 +956,21 @@ def test_the_report_names_each_dataset_that_passed(capsys):
         assert reported(capsys)[f"data: {name}"] == "NOT PASSED"
         checks.data(*arrays, raw=load(raw=True))
         assert reported(capsys)[f"data: {name}"] == "passed"
+
+
+def test_loaded_images_that_were_changed_in_place_are_found():
+    data, raw = tpcnn.load_mnist(), tpcnn.load_mnist(raw=True)
+    arrays = (data.x_train, data.y_train, data.x_val, data.y_val, data.x_test, data.y_test)
+    np.random.default_rng(0).shuffle(raw[0][0])  # and not the labels
+    with pytest.raises(checks.Mistake, match="changed in place"):
+        checks.data(*arrays, raw=raw)
+
+
+def test_a_message_names_the_arrays_of_the_lab():
+    data, raw = tpcnn.load_fashion_mnist(), tpcnn.load_fashion_mnist(raw=True)
+    arrays = (data.x_train, data.y_train, None, data.y_val, data.x_test, data.y_test)
+    with pytest.raises(checks.Mistake, match="fashion_x_val is still blank"):
+        checks.data(*arrays, raw=raw)
 
 
 def test_a_notebook_shows_the_message_and_no_stack_trace(capsys):

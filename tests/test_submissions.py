@@ -301,22 +301,28 @@ def test_run_measures_anew_each_in_its_own_folder(table, tmp_path, monkeypatch):
     claims.cells[1].outputs = [
         new_output("stream", name="stdout", text="Right: test accuracy 99.00%, required 98%.")
     ]
-    broken = of_code("print(1)", "1 / 0", "open('never', 'w')")
+    after = source[0].replace("97", "93"), 'checks.accuracy("fashion")'
+    broken = of_code("print(1)", "1 / 0", *after)
     rows = table({"a.ipynb": claims, "b.ipynb": claims, "c.ipynb": broken}, "--run")
     for name in ("a.ipynb", "b.ipynb"):
         assert rows[name]["cnn"] == "97.00% UNDER 98%"
         assert rows[name]["run again"].startswith("ran in ")
         assert "run again: cnn does not reach what was handed in" in rows[name]["remarks"]
-    assert rows["c.ipynb"]["run again"].startswith("stopped at an error")
+    assert rows["c.ipynb"]["run again"].startswith("ran, with errors, in ")
     assert "run again: error in cell [2]: ZeroDivisionError" in rows["c.ipynb"]["remarks"]
+    assert rows["c.ipynb"]["fashion"] == "93.00%", "what comes after an error counts too"
 
 
 @pytest.mark.parametrize(
     ("code", "options", "ended"),
     [
         ("import time; time.sleep(999)", ["--timeout", "20"], "stopped: took more than 20 s"),
-        ("x = b'1' * 3 * 10**9", ["--memory", "1"], "stopped: used more than 1 GB of memory"),
-        ("import os; os._exit(3)", [], "stopped at an error"),
+        (
+            "import time\nx = b'1' * 14 * 10**8\ntime.sleep(99)",
+            ["--memory", "1"],
+            "stopped: used more than 1 GB of memory",
+        ),
+        ("import os; os._exit(3)", [], "stopped: its kernel died"),
     ],
 )
 def test_run_has_limits_and_leaves_no_process(table, code, options, ended):

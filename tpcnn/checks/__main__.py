@@ -69,11 +69,12 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"--csv: there is no folder {options.csv.parent}")
 
     rows = []
-    for number, path in enumerate(paths := found(options.files), start=1):
+    write_csv(options.csv, rows)
+    for number, path in enumerate(paths := found(options.files, but=options.csv), start=1):
         if sys.stderr.isatty():
             print(f"{number}/{len(paths)} {plain(path.name)}", file=sys.stderr)
         rows.append(row(path, options))
-    write_csv(options.csv, rows)
+        write_csv(options.csv, rows)  # after each: with --run, hours may pass
     print_table(rows)
     print(f"The table is in {options.csv} too.")
 
@@ -91,8 +92,8 @@ def require(*packages: str) -> None:
         sys.exit(f"Error: this needs {', '.join(missing)}: pip install {' '.join(missing)}")
 
 
-def found(paths: list[Path]) -> list[Path]:
-    """Return the files, and what is in the folders, without hidden files and folders."""
+def found(paths: list[Path], but: Path) -> list[Path]:
+    """Return the files, and what is in the folders, but one, and without what is hidden."""
     files = []
     for path in paths:
         if not path.is_dir():
@@ -101,7 +102,7 @@ def found(paths: list[Path]) -> list[Path]:
         for folder, folders, names in os.walk(path):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             files += [Path(folder, name) for name in sorted(names) if not name.startswith(".")]
-    return files
+    return [path for path in files if path.resolve() != but.resolve()]
 
 
 def row(path: Path, options: argparse.Namespace) -> dict[str, str]:
@@ -111,8 +112,12 @@ def row(path: Path, options: argparse.Namespace) -> dict[str, str]:
     if options.run and handed_in.cells:
         # What a notebook leaves behind may be locked against us; then it stays.
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-            copy, how_it_ran = rerun(path, Path(folder), options.timeout, options.memory)
-            executed = read(copy) if copy.exists() else Submission()
+            executed = Submission()
+            try:
+                copy, how_it_ran = rerun(path, Path(folder), options.timeout, options.memory)
+                executed = read(copy) if copy.exists() else executed
+            except OSError as error:  # such as a full disk, which must not cost the other rows
+                how_it_ran = f"not run: {error.strerror}"
         accuracies = executed.accuracies
         handed_in.remarks += [
             f"run again: {remark}" for remark in executed.remarks if remark.startswith("error in")
@@ -160,14 +165,13 @@ def read(path: Path) -> Submission:
 
 def write_csv(path: Path, rows: list[dict[str, str]]) -> None:
     """Write the table, all at once or not at all."""
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=path.name, encoding="utf-8-sig", newline="", delete=False
-    ) as file:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS.values())
-        writer.writerows([harmless(row[column]) for column in COLUMNS] for row in rows)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        whole = Path(folder, path.name)
+        with whole.open("w", encoding="utf-8-sig", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(COLUMNS.values())
+            writer.writerows([harmless(row[column]) for column in COLUMNS] for row in rows)
+        os.replace(whole, path)
 
 
 def harmless(text: str) -> str:

@@ -1,6 +1,7 @@
 """The check of the prepared data."""
 
 import hashlib
+import re
 
 import numpy as np
 
@@ -8,6 +9,7 @@ from tpcnn import sources
 from tpcnn.checks import results
 from tpcnn.checks.mistakes import Mistake, Section, blank, check
 
+NAMES = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}
 # Above this share of images, a finding is a mistake: some images of Fashion-MNIST occur twice.
 TOLERATED = 0.01
 AT_ONCE = 5000  # images that are compared at a time, which bounds the memory
@@ -32,9 +34,28 @@ def data(x_train, y_train, x_val, y_val, x_test, y_test, raw) -> None:
     Raises:
         Mistake: see its message.
     """
-    (x_raw, y_raw), (x_raw_test, y_raw_test) = raw
-    dataset = _name_of(y_raw_test)
+    key = _key_of(raw[1][1])
+    dataset = NAMES.get(key, "other images")
     results.passed.pop(dataset, None)
+    try:
+        sizes = _find_mistake(x_train, y_train, x_val, y_val, x_test, y_test, raw, key)
+    except Mistake as mistake:
+        if key == "fashion_mnist":  # whose arrays have other names in the lab
+            text = re.sub(r"\b([xy]_(train|val|test))\b", r"fashion_\1", str(mistake))
+            mistake.args = (text,)
+        raise
+    results.passed[dataset] = None
+    print(
+        f"Right: {dataset}, {sizes['train']} training, {sizes['val']} validation and "
+        f"{sizes['test']} test images, pixels in [0, 1], each with its label."
+    )
+    if np.asarray(x_train).dtype == np.float64:
+        print("Note: the images are float64 and take twice the memory of float32.")
+
+
+def _find_mistake(x_train, y_train, x_val, y_val, x_test, y_test, raw, key) -> dict[str, int]:
+    """Raise the first mistake; return the sizes of the three sets."""
+    (x_raw, y_raw), (x_raw_test, y_raw_test) = raw
     images = {"x_train": x_train, "x_val": x_val, "x_test": x_test}
     labels = {"y_train": y_train, "y_val": y_val, "y_test": y_test}
     for name, array in (images | labels).items():
@@ -43,26 +64,37 @@ def data(x_train, y_train, x_val, y_val, x_test, y_test, raw) -> None:
     images = {name: np.asarray(x) for name, x in images.items()}
     labels = {name: np.asarray(y) for name, y in labels.items()}
 
+    if key:
+        _check_raw(key, {"x_train": x_raw, "y_train": y_raw, "x_test": x_raw_test})
     n_val = 10000 if len(x_raw) == 60000 else len(x_raw) // 6
     sizes = {"train": len(x_raw) - n_val, "val": n_val, "test": len(x_raw_test)}
     _check_shapes(images, x_raw.shape[1:])
     _check_sizes(images, labels, sizes, len(x_raw))
     _check_scale(images, x_raw, x_raw_test)
     _check_contents(images, labels, (x_raw, y_raw), (x_raw_test, y_raw_test))
-    results.passed[dataset] = None
-    print(
-        f"Right: {dataset}, {sizes['train']} training, {sizes['val']} validation and "
-        f"{sizes['test']} test images, pixels in [0, 1], each with its label."
-    )
+    return sizes
 
 
-def _name_of(y_raw_test) -> str:
-    checksum = hashlib.sha256(np.ascontiguousarray(y_raw_test)).hexdigest()
-    known = {
-        sources.CHECKSUMS["mnist"]["y_test"]: "MNIST",
-        sources.CHECKSUMS["fashion_mnist"]["y_test"]: "Fashion-MNIST",
-    }
-    return known.get(checksum, "other images")
+def _key_of(y_raw_test) -> str | None:
+    """Return the key of `sources.CHECKSUMS` whose test labels these are."""
+    checksum = _checksum(y_raw_test)
+    return next((key for key in NAMES if sources.CHECKSUMS[key]["y_test"] == checksum), None)
+
+
+def _checksum(array) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
+
+
+def _check_raw(key, arrays):
+    for name, array in arrays.items():
+        if _checksum(array) != sources.CHECKSUMS[key][name]:
+            raise Mistake(
+                "the images or labels that were loaded have been changed in place.",
+                "Shuffling or dividing in place (np.random.shuffle(x), x //= 255) changes the "
+                "loaded array itself, and images can lose their labels. Run the cell that loads "
+                "them again, and give each result a name of its own.",
+                Section.LOAD,
+            )
 
 
 def _check_shapes(images, size):
@@ -112,6 +144,13 @@ def _check_sizes(images, labels, sizes, n_raw):
                 "The loss and the accuracy of the lab are of the sparse kind: they take the "
                 "number of the class. One-hot labels become numbers with argmax(axis=1).",
                 Section.LOSS,
+            )
+        if y.shape == (n, 1):
+            raise Mistake(
+                f"y_{part} has the shape {y.shape}, expected ({n},).",
+                "Only images get a channel axis. With a second axis, labels and predictions no "
+                "longer match. Leave the labels as they are.",
+                Section.CHANNEL,
             )
         if y.shape != (n,):
             raise Mistake(
@@ -255,10 +294,18 @@ def _raise_changed(name, x, unknown, x_raw, x_raw_test):
             "something that the network could learn from. Divide all images by 255.",
             Section.NORMALISE,
         )
+    if all(image in known for image in _fingerprints(np.rint(x * 256).astype(np.uint8))):
+        raise Mistake(
+            f"{name} is divided by 256 instead of 255.",
+            "Full ink is then not quite 1. The largest value of a pixel is 255, since counting "
+            "begins at 0: divide by 255.",
+            Section.NORMALISE,
+        )
     raise Mistake(
         f"{len(unknown)} images of {name} are not among the raw images divided by 255.",
         "Either the pixels are changed by more than the scaling, or rows and columns are mixed up "
-        "by a reshape. Look at a few of them: tpcnn.plots.labelled_images(x, y, class_names).",
+        "by a reshape, or they are those of the other dataset. Look at a few of them: "
+        "plots.labelled_images(images, labels, class_names).",
         Section.NORMALISE,
     )
 

@@ -62,9 +62,11 @@ def fit(trainer_class) -> None:
     for _, validation in epochs:
         _find_missing_validation_images(validation)
     _find_mistake_in_history(bench.trainer, epochs)
+    steps, size = len(epochs[0][0]), max(len(batch.ids) for batch in epochs[0][0])
+    if steps > 1:
+        _find_empty_batch(trainer_class, size, options)
 
     results.passed["fit"] = trainer_class
-    steps = len(epochs[0][0])
     if steps > 1:
         results.bonuses["mini-batches"].add("fit")
         print(f"Right: fit sees each image once per epoch, in {steps} mini-batches (bonus earned).")
@@ -73,6 +75,22 @@ def fit(trainer_class) -> None:
             "Right: fit sees each image once per epoch, all of them in one batch.\n"
             "The bonus is for mini-batches: many small steps get further than one large one."
         )
+
+
+def _find_empty_batch(trainer_class, size, options):
+    """Let fit train on two whole batches: a loop that goes one step too far shows only there."""
+    bench = Bench(trainer_class, learning_rate=0.1)
+    x, y = images(2 * size)
+    _, error = run(bench.trainer.fit, x, y, x, y, epochs=1, verbose=False, **options)
+    if any(len(batch.ids) == 0 for batch in bench.notes.batches):
+        raise Mistake(
+            "fit makes an empty batch where the batch size divides the number of images.",
+            "The mean over no image is NaN: it spoils the loss, and batch normalisation for good. "
+            "Let the loop end where the images do: range(0, len(x_train), batch_size).",
+            Section.LOOP,
+        )
+    if error:
+        raise raised("fit", error, Section.LOOP)
 
 
 def _find_foreign_labels(batches, labels):
@@ -85,7 +103,8 @@ def _find_foreign_labels(batches, labels):
                 "labels do not belong to their images.",
                 "If you shuffle the images, shuffle the labels in the same order; if you cut a "
                 "batch, cut both at the same place. Otherwise the network learns wrong answers, "
-                "and its accuracy stays that of a guess.",
+                "and its accuracy stays that of a guess. (Or does fit change the pixels? It must "
+                "pass the images on as they are.)",
                 Section.SHUFFLE,
             )
 
@@ -254,6 +273,14 @@ def _history_mistake(key, noted, passes, kind, truths) -> Mistake:
             "epochs so far.",
             "The curve lags behind and hides what the network does now. Call reset_state() on "
             "each metric at the start of each epoch.",
+            Section.LOOP,
+        )
+    last = [_truths(batches[-1:], kind) for batches in passes]
+    if all(map(_among, noted, last)):
+        return Mistake(
+            f"history[{key!r}] is that of the last batch only: {metric} is reset at each batch.",
+            "The curve jumps with the luck of one batch. Reset once, at the start of the epoch, "
+            "outside the loop over the batches.",
             Section.LOOP,
         )
     if all(_among(100 * truth[0], (v,)) for v, truth in zip(noted, truths, strict=True)):

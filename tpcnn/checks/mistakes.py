@@ -65,16 +65,22 @@ def blank(what: str, section: Section) -> Mistake:
     """Return the mistake of a blank that has not been filled in."""
     return Mistake(
         f"{what} is still blank.",
-        "Write your code in place of the dots (`...`), run its cell, then this one again.",
+        "Write your code in place of the dots (`...`), under exactly the names that its cell "
+        "gives; run that cell, then this one again.",
         section,
     )
 
 
 def check(function):
-    """Make `function` a check: whatever goes wrong in it ends in one message."""
+    """Make `function` a check: whatever goes wrong in it ends in one message.
+
+    It computes in full float32: some GPUs round so much that a right result would look wrong.
+    """
 
     @functools.wraps(function)
     def checked(*args, **kwargs):
+        rounded = tf.config.experimental.tensor_float_32_execution_enabled()
+        tf.config.experimental.enable_tensor_float_32_execution(False)
         try:
             return function(*args, **kwargs)
         except Mistake:
@@ -86,6 +92,8 @@ def check(function):
                 "right, show this message to your teacher.",
                 Section.USE,
             ) from error
+        finally:
+            tf.config.experimental.enable_tensor_float_32_execution(rounded)
 
     return checked
 

@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from tpcnn.checks import results
 from tpcnn.checks.mistakes import Mistake, Section, blank, check, raised, run
+from tpcnn.checks.results import LARGEST_AFTER_TWO_SOFTMAX
 from tpcnn.checks.spies import CLASSES, IMAGE_SHAPE
 
 SECTIONS = {
@@ -13,8 +14,6 @@ SECTIONS = {
     "cnn": Section.CNN,
     "fashion": Section.FASHION,
 }
-# Softmax of probabilities: at most e to one.
-LARGEST_AFTER_TWO_SOFTMAX = np.e / (np.e + CLASSES - 1)
 
 
 @check
@@ -37,6 +36,13 @@ def model(model, loss_function, step: str) -> None:
         raise blank("The model", section)
     if loss_function is None or loss_function is Ellipsis:
         raise blank("The loss function", Section.LOSS)
+    if isinstance(loss_function, (str, type)):
+        raise Mistake(
+            "loss_function is the name of a loss, or its class, and not yet a loss.",
+            "Your Trainer calls it as it is, and would stop. Write "
+            "keras.losses.SparseCategoricalCrossentropy(), with the parentheses.",
+            Section.LOSS,
+        )
     x = np.random.default_rng(0).random((64, *IMAGE_SHAPE), dtype=np.float32)
     outputs, error = run(_outputs, model, x)
     if error:
@@ -53,7 +59,14 @@ def model(model, loss_function, step: str) -> None:
     _find_missing_nonlinearity(model, x, is_softmax)
     _find_wrong_loss(loss_function, outputs, is_softmax)
 
-    results.passed[step] = None
+    if step in ("cnn", "fashion") and not _has(model, "Conv"):
+        raise Mistake(
+            "the network has no convolutional layer.",
+            "This step is about them: let it begin with layers.Conv2D. A dense network hardly "
+            "reaches the accuracy that is asked for here.",
+            section,
+        )
+    results.passed[step] = model
     earned = _bonuses(model) if step in ("cnn", "fashion") else []
     for bonus in earned:
         results.bonuses[bonus].add(step)
@@ -62,8 +75,6 @@ def model(model, loss_function, step: str) -> None:
         f"{'probabilities' if is_softmax else 'logits'}."
         + (f" Bonus earned: {', '.join(earned)}." if earned else "")
     )
-    if step in ("cnn", "fashion") and not _has(model, "Conv"):
-        print("Note: there is no convolutional layer; this step is about them.")
 
 
 def _outputs(model, x) -> np.ndarray:
@@ -113,6 +124,14 @@ def _find_missing_nonlinearity(model, x, is_softmax):
     a, b = x[:32], x[32:]
     bend = np.abs(logits((a + b) / 2) - (logits(a) + logits(b)) / 2).max()
     spread = np.abs(logits(a) - logits(b)).max()
+    weighted = [layer for layer in model._flatten_layers() if hasattr(layer, "kernel")]
+    if spread and bend < 1e-4 * spread and len(weighted) == 1:
+        raise Mistake(
+            "the network has no hidden layer.",
+            "It is the smallest network of the chapter *The Trainer*, which can only add up "
+            "pixels. Put a Dense layer with activation='relu' before the last one.",
+            Section.FULLY_CONNECTED,
+        )
     if spread and bend < 1e-4 * spread:
         raise Mistake(
             "the network has no non-linearity between its layers (no activation such as ReLU).",

@@ -19,7 +19,7 @@ HANDED_DOWN_FAMILIES = ("CUDA", "NVIDIA", "TF_", "XLA_", "OMP_")
 
 
 def rerun(source: Path, folder: Path, seconds: float, gigabytes: float) -> tuple[Path, str]:
-    """Execute a notebook from top to bottom; stop at its first error, or at a limit.
+    """Execute a notebook from top to bottom, beyond its errors, up to a limit.
 
     Args:
         source: the notebook; it is not changed.
@@ -72,9 +72,11 @@ def rerun(source: Path, folder: Path, seconds: float, gigabytes: float) -> tuple
         kill(process, seen)
     if ended is None:
         took = f"{time.monotonic() - start:.0f} s"
-        ended = {0: f"ran in {took}", 1: f"stopped at an error after {took}"}.get(
-            process.returncode, "its process ended: too large an output, or killed from within"
-        )
+        ended = {
+            0: f"ran in {took}",
+            1: f"ran, with errors, in {took}",
+            2: f"stopped: its kernel died after {took}",
+        }.get(process.returncode, "its process ended: too large an output, or killed from within")
     return target, ended
 
 
@@ -85,7 +87,7 @@ def family(pid: int) -> dict:
     try:
         first = psutil.Process(pid)
         return {process.pid: process for process in [first, *first.children(recursive=True)]}
-    except psutil.NoSuchProcess:
+    except psutil.Error:
         return {}
 
 
@@ -97,7 +99,7 @@ def memory(processes: dict) -> int:
     for process in processes.values():
         try:
             total += process.memory_info().rss if process.is_running() else 0
-        except psutil.NoSuchProcess:
+        except psutil.Error:
             continue
     return total
 
@@ -110,17 +112,22 @@ def kill(process: subprocess.Popen, seen: dict) -> None:
         for descendant in [*family(member.pid).values()] if member.is_running() else []:
             try:
                 descendant.kill()
-            except psutil.NoSuchProcess:
+            except psutil.Error:
                 continue
     process.kill()
     process.wait()
 
 
-def execute(source: Path, target: Path) -> bool:
-    """Execute a notebook and write it with its results; return whether it ran to its end."""
+def execute(source: Path, target: Path) -> int:
+    """Execute a notebook and write it with its results; return an exit status.
+
+    0: all went well; 1: with errors; 2: the kernel died.
+
+    It goes on after an error, as a student does: one check that fails must not hide the others.
+    """
     import nbformat
     from nbclient import NotebookClient
-    from nbclient.exceptions import CellExecutionError, DeadKernelError
+    from nbclient.exceptions import DeadKernelError
 
     notebook = nbformat.read(source, as_version=4)
     for cell in notebook.cells:
@@ -128,15 +135,16 @@ def execute(source: Path, target: Path) -> bool:
             cell.outputs, cell.execution_count = [], None
     try:
         # Whatever kernel the notebook names: it is a lesson in Python.
-        NotebookClient(notebook, timeout=None, kernel_name="python3").execute()
-        return True
-    except (CellExecutionError, DeadKernelError):
-        return False
+        NotebookClient(notebook, timeout=None, kernel_name="python3", allow_errors=True).execute()
+    except DeadKernelError:
+        return 2
     finally:
         nbformat.write(notebook, target)
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    return int(any(output.output_type == "error" for output in outputs))
 
 
 if __name__ == "__main__":
     resource.setrlimit(resource.RLIMIT_FSIZE, (LARGEST_FILE, LARGEST_FILE))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    sys.exit(0 if execute(Path(sys.argv[1]), Path(sys.argv[2])) else 1)
+    sys.exit(execute(Path(sys.argv[1]), Path(sys.argv[2])))

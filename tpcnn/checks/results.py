@@ -13,6 +13,9 @@ from tpcnn.device import describe_device
 # The least accuracy on the test set, by chapter.
 REQUIRED_ACCURACY = {"fully_connected": 0.96, "cnn": 0.98, "fashion": 0.90}
 
+# Softmax of probabilities: at most e to one, and to nine others.
+LARGEST_AFTER_TWO_SOFTMAX = np.e / (np.e + 9)
+
 # Every step of the lab, in its order, as the report calls it.
 STEPS = {
     "MNIST": "data: MNIST",
@@ -29,7 +32,7 @@ BONUSES = ("mini-batches", "batch normalisation", "dropout")
 
 # What this session has reached. In memory only: the report belongs to the run that it ends.
 student: list[str] = []
-passed: dict[str, object] = {}  # each step, and the class of Trainer that passed it, if any
+passed: dict[str, object] = {}  # each step, and the class of Trainer or the model that passed
 accuracies: dict[str, float] = {}
 bonuses: dict[str, set[str]] = {bonus: set() for bonus in BONUSES}  # and the steps they are for
 
@@ -75,12 +78,28 @@ def accuracy(step: str, trainer, x_test, y_test) -> None:
         y_test: their labels, shape (n,).
 
     Raises:
-        Mistake: the accuracy is below the requirement, or `predict` does not give
-            probabilities.
+        Mistake: the accuracy is below the requirement, `predict` does not give probabilities,
+            or the trainer has another model than the one that passed the check of this step.
     """
     accuracies.pop(step, None)
-    if trainer is None or trainer is Ellipsis:
+    if trainer is Ellipsis:
         raise blank("The trainer", TRAINING[step])
+    if trainer is None:
+        raise Mistake(
+            "the trainer is None.",
+            "Either its cell is still blank, or it ends in .fit(...), which returns nothing. Make "
+            "the trainer on one line, `name = Trainer(...)`, and train it on the next, "
+            "`name.fit(...)`.",
+            TRAINING[step],
+        )
+    checked = passed.get(step)
+    if checked is not None and getattr(trainer, "model", checked) is not checked:
+        raise Mistake(
+            "the trainer holds another network than the one that passed the check of this step.",
+            "Its accuracy would say nothing about this one. If you have run the cell of the "
+            "network again, make the trainer anew and train it.",
+            TRAINING[step],
+        )
     probabilities, error = run(trainer.predict, x_test)
     if error:
         raise raised("predict", error, Section.PREDICT)
@@ -92,13 +111,22 @@ def accuracy(step: str, trainer, x_test, y_test) -> None:
             "Without one row per image there is no accuracy. Run checks.predict(Trainer) first.",
             Section.PREDICT,
         )
+    _find_no_probabilities(probabilities, TRAINING[step])
     reached = float(np.mean(probabilities.argmax(axis=1) == y_test))
+    if reached > 0.5 and probabilities.max() < LARGEST_AFTER_TWO_SOFTMAX + 1e-4:
+        raise Mistake(
+            "predict applies softmax to what are probabilities already: none of them is above "
+            f"{LARGEST_AFTER_TWO_SOFTMAX:.0%}.",
+            "The class is the same, but you cannot see how sure the network is. Leave softmax out "
+            "of predict, or out of the model.",
+            Section.SCORES,
+        )
     accuracies[step] = reached
     required = REQUIRED_ACCURACY[step]
     if not reached >= required:
         advice = (
-            "That is little better than a guess. Are the test images prepared as the training "
-            "images are? Did the training loss fall?"
+            "That is little better than a guess. Did fit get the images of this step? Are the test "
+            "images prepared as the training images are? Did the training loss fall?"
             if reached < 0.2
             else "Look at the curves. If the validation accuracy still rises, train longer. If it "
             "stays far below the training accuracy, use dropout or a smaller network. If both "
@@ -108,6 +136,23 @@ def accuracy(step: str, trainer, x_test, y_test) -> None:
             f"test accuracy {reached:.2%}, required {required:.0%}.", advice, TRAINING[step]
         )
     print(f"Right: test accuracy {reached:.2%}, required {required:.0%}.")
+
+
+def _find_no_probabilities(outputs, section):
+    if not np.isfinite(outputs).all():
+        raise Mistake(
+            "predict returns NaN: the training has diverged.",
+            "Make the model and the optimizer anew, with a learning rate ten times smaller, and "
+            "train again.",
+            section,
+        )
+    if outputs.min() < -1e-3 or not np.allclose(outputs.sum(axis=1), 1, atol=1e-2):
+        raise Mistake(
+            "predict returns numbers that are no probabilities: they do not add up to 1.",
+            "They look like logits. If your model ends without softmax, apply tf.nn.softmax in "
+            "predict.",
+            Section.SCORES,
+        )
 
 
 @check

@@ -179,10 +179,10 @@ class Bench:
         self.trainer, error = run(trainer_class, self.model, self.loss, self.optimizer)
         if error:
             raise raised("__init__ of your Trainer", error, Section.LOOP)
-        self.missing = [name for name in METRICS if not hasattr(self.trainer, name)]
-        if self.missing:
+        missing = [name for name in METRICS if not hasattr(self.trainer, name)]
+        if missing:
             raise Mistake(
-                f"your Trainer has no {' and no '.join(self.missing)}.",
+                f"your Trainer has no {' and no '.join(missing)}.",
                 "The metrics are made in __init__, which the notebook gives you: leave it as it "
                 "is.",
                 Section.LOOP,
