@@ -90,9 +90,11 @@ summary:
 # What a reader of the published pages would find changed in this build of them.
 changed: $(INSTALLED)
 	@rm -rf _build/published && mkdir -p _build/published
-	@git fetch --quiet origin gh-pages
-	@git archive FETCH_HEAD | tar --extract --directory _build/published
-	@$(BIN)/python tests/changed_pages.py _build/published $(HTML)
+	@status=0; git ls-remote --exit-code origin gh-pages >_build/published.log 2>&1 || status=$$?; \
+	if (( status == 2 )); then echo "Nothing is published yet."; exit; fi; \
+	git fetch --quiet origin gh-pages; \
+	git archive FETCH_HEAD | tar --extract --directory _build/published; \
+	$(BIN)/python tests/changed_pages.py _build/published $(HTML)
 
 # The published notebooks, run in an environment with Colab's versions of what tpcnn needs. Of the
 # lab it is the solved one; the student's has blanks.
@@ -116,6 +118,10 @@ linkcheck: $(INSTALLED)
 # HTML and notebooks to the branch gh-pages, in one commit.
 publish:
 	@[[ -d $(HTML)/notebooks ]] || $(call stop,there is no book yet: run make book first.)
+	@# A shallow clone knows nothing of the branch, and what is pushed must follow what is there.
+	@if git ls-remote --exit-code origin gh-pages >/dev/null; then \
+	  git fetch --quiet --depth 1 origin +refs/heads/gh-pages:refs/remotes/origin/gh-pages; \
+	fi
 	$(BIN)/ghp-import --no-jekyll --push --message "Book of $$(git rev-parse --short HEAD)" $(HTML)
 
 clean:

@@ -2,7 +2,8 @@
 
 python changed_pages.py OLD NEW, two folders of HTML; the exit status is 1 where they differ.
 Numbers, which move a little from build to build, do not count: the results are compared with
-expected_results.toml. Nor does the status page, which is about its own build.
+expected_results.toml. Nor do the name of the device, and the status page, which is about its own
+build.
 """
 
 import difflib
@@ -12,7 +13,8 @@ from pathlib import Path
 
 from bs4 import BeautifulSoup
 
-NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+NUMBER = re.compile("[-+\N{MINUS SIGN}]?" r"\d+(?:[.,]\d+)*(?:e[-+]?\d+)?")
+DEVICE = re.compile(r"\b(?:CPU|GPU): [^\n]*")
 
 
 def texts(folder: Path) -> dict[str, list[str]]:
@@ -21,7 +23,7 @@ def texts(folder: Path) -> dict[str, list[str]]:
     for path in sorted(folder.glob("*.html")):
         article = BeautifulSoup(path.read_text(), "html.parser").find("article")
         if article and path.name != "status.html":
-            text = NUMBER.sub("#", article.get_text("\n"))
+            text = NUMBER.sub("#", DEVICE.sub("device", article.get_text("\n")))
             pages[path.name] = [line.strip() for line in text.splitlines() if line.strip()]
     return pages
 
