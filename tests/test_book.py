@@ -54,6 +54,10 @@ def test_the_results_are_as_required_and_expected(results):
     assert not lines, "\n".join(lines)
 
 
+def test_every_chapter_with_a_result_is_expected_to_have_one(results):
+    assert results.keys() == EXPECTED.keys()
+
+
 def test_a_drop_in_accuracy_is_named(results):
     before = disagreements(results, EXPECTED)
     results["cnn"]["test_accuracy"] = 0.97
