@@ -404,8 +404,11 @@ class Trainer:
         if isinstance(images, tf.data.Dataset):
             return self._checked_dataset(part, images, labels, batch_size)
         images = self._checked_images(f"x_{part}", images)
-        classes = self.model(images[:1].astype(np.float32), training=False).shape[-1]
-        return images, _checked_labels(f"y_{part}", labels, len(images), classes)
+        try:
+            outputs = self.model.output_shape
+        except AttributeError:  # a subclassed model does not know before it is called
+            outputs = self.model(images[:1].astype(np.float32), training=False).shape
+        return images, _checked_labels(f"y_{part}", labels, len(images), outputs[-1])
 
     def _checked_dataset(self, part, dataset, labels, batch_size):
         name = f"x_{part}"
