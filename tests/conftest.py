@@ -26,9 +26,10 @@ def code_cells(name: str) -> list[tuple[str, str]]:
 
 def cells_in(text: str) -> list[tuple[str, str]]:
     cells = re.findall(r"(?ms)^```\{code-cell\} ipython3\n(.*?)^```$", text)
-    pattern = re.compile(r"(?s)(?:---\n(.*?)---\n|((?::\w+:[^\n]*\n)+))?(.*)")
-    split = [pattern.fullmatch(cell).groups() for cell in cells]
-    return [(block or re.sub(r"(?m)^:", "", short or ""), code) for block, short, code in split]
+    pattern = re.compile(r"(?s)(?:---\n(.*?)---\n)?(.*)")
+    return [
+        (options or "", code) for options, code in (pattern.fullmatch(c).groups() for c in cells)
+    ]
 
 
 # The chapters that run code, and how many figures each shows.

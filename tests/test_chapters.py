@@ -40,7 +40,7 @@ def prose(name: str) -> str:
     text = re.sub(r"(?ms)^```\{(code-cell|literalinclude|glossary)\b.*?^```$", "", text)
     if name == "glossary":
         text = source(name)
-    text = re.sub(r"(?m)^:[\w-]+:.*$", "", text)
+    text = re.sub(r"(?m)^---\n(?:[\w-]+: .*\n)+---$", "", text)
     text = re.sub(r"(?s)\$\$.*?\$\$|\$[^$\n]*\$", "", text)
     return re.sub(r"(\{[\w:]+\})?`[^`]*`", "…", text)
 
@@ -77,8 +77,8 @@ def test_a_chapter_asks_a_question_and_closes_with_exercises_that_are_solved(nam
     text = source(name)
     assert re.search(r"(?m)^# .+\n\n\*\*[^*]+\?\*\*", text), "no question at the start"
     assert "\n## Take-aways\n" in text
-    exercises = re.findall(r"```\{exercise\}\n:label: (\S+)\n", text)
-    solutions = re.findall(r"```\{solution-start\} (\S+)\n:class: dropdown\n", text)
+    exercises = re.findall(r"```\{exercise\}\n---\nlabel: (\S+)\n---\n", text)
+    solutions = re.findall(r"```\{solution-start\} (\S+)\n---\nclass: dropdown\n---\n", text)
     assert len(exercises) >= 3
     assert exercises == solutions, "each exercise is followed by its solution"
     assert text.count("```{solution-end}") == len(solutions)
