@@ -117,7 +117,7 @@ def test_a_page_has_one_header_and_one_search_box(open_page, name):
 
 @pytest.mark.parametrize("name", CHAPTERS)
 def test_figures_are_drawn_sharp_and_described(open_page, html, name):
-    page = open_page(name)
+    page = open_page(name, 390)
     assert page.locator(".cell_output img").count() == FIGURES[name], "a figure without a caption"
     # Those in solutions are folded.
     page.evaluate("document.querySelectorAll('.toggle-button').forEach(button => button.click())")
@@ -138,6 +138,9 @@ def test_figures_are_drawn_sharp_and_described(open_page, html, name):
         assert natural_width > 100
         ratio = natural_width / natural_height
         assert abs(width / height / ratio - 1) < 0.02, "a size that is not the image's own"
+        box = figure.bounding_box()
+        assert box["width"] < 390
+        assert abs(box["width"] / box["height"] / ratio - 1) < 0.02, "empty space around it"
 
 
 @pytest.mark.parametrize("name", [name for name in PAGES if "$$" in source(name)])
