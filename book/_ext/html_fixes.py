@@ -28,7 +28,11 @@ def mend(app, pagename, templatename, context, doctree):
     for script in context["script_files"]:
         # Text between the scripts uses the options at once; MathJax has its own way of waiting.
         named = script.filename and "documentation_options" not in script.filename
-        if named and "async" not in script.attributes:
+        if not named or "async" in script.attributes:
+            continue
+        if templatename == "search.html":  # whose own scripts, further down, use the others at once
+            script.attributes.pop("defer", None)
+        else:
             script.attributes["defer"] = "defer"
     if body := context.get("body"):
         context["body"] = IMAGE.sub(sized, body).replace('"doc-biblioentry"', '"listitem"')
