@@ -102,6 +102,8 @@ def test_no_debris_in_a_page(html, chapter):
     page = (html / f"{chapter}.html").read_text()
     for debris in (
         "absl::InitializeLog",
+        "INFO:tensorflow:",
+        "WARNING:tensorflow:",
         "Warning:",
         "it/s]",
         "B/s]",

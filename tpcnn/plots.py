@@ -52,9 +52,9 @@ def images(
         colors: n colours, one per title; black by default.
     """
     rows = max(1, -(-len(x) // columns))  # none at all: an empty figure
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(WIDTH, WIDTH / columns * rows * 1.16), squeeze=False
-    )
+    lines = 1 + max((title.count("\n") for title in titles), default=0)
+    height = WIDTH / columns * rows * (1 + 0.16 * lines)
+    figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, height), squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
     colors = ["black"] * len(x) if colors is None else colors
@@ -232,7 +232,7 @@ def confident_mistakes(
     wrong = np.flatnonzero(predicted != y)
     worst = wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")][:n]
     titles = [
-        f"{class_names[predicted[i]]} ({probabilities[i].max():.1%})\ntruly {class_names[y[i]]}"
+        f"{class_names[predicted[i]]}\n({probabilities[i].max():.1%})\ntruly {class_names[y[i]]}"
         for i in worst
     ]
     return images(x[worst], titles)

@@ -47,7 +47,7 @@ def data(x_train, y_train, x_val, y_val, x_test, y_test, raw) -> None:
     results.passed[dataset] = None
     print(
         f"Right: {dataset}, {sizes['train']} training, {sizes['val']} validation and "
-        f"{sizes['test']} test images, pixels in [0, 1], each with its label."
+        f"{sizes['test']} test images,\npixels in [0, 1], each with its label."
     )
     if np.asarray(x_train).dtype == np.float64:
         print("Note: the images are float64 and take twice the memory of float32.")

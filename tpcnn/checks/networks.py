@@ -73,7 +73,7 @@ def model(model, loss_function, step: str) -> None:
     print(
         f"Right: {CLASSES} classes, not linear, and the loss fits the "
         f"{'probabilities' if is_softmax else 'logits'}."
-        + (f" Bonus earned: {', '.join(earned)}." if earned else "")
+        + (f"\nBonus earned: {', '.join(earned)}." if earned else "")
     )
 
 
