@@ -236,6 +236,14 @@ TRAIN_STEP_MISTAKES = {
         [(LOSS, OWN_LOSS.format("") + "        gradients")],
         "takes logits for probabilities",
     ),
+    "NumPy in a graph": (
+        [(LOSS, LOSS.replace("self.loss_function(y, predictions)", "np.mean(predictions)"))],
+        "(?s)`loss = np.mean.predictions.`.*no values yet",
+    ),
+    "gradient of nothing": (
+        [(GRADIENTS, GRADIENTS.replace("trainable_variables)", "trainable_variables())"))],
+        "(?s)TypeError.*not callable",
+    ),
     "a name misspelt": (
         [(APPLY, APPLY.replace("(gradients", "(gradient"))],
         "(?s)NameError.*`self.optimizer.apply.gradient, .*misspelt",
@@ -281,6 +289,13 @@ VAL_LOOP = RIGHT[RIGHT.index("            for start in range(0, len(x_val)") :].
 FIT_BODY = RIGHT[RIGHT.index("        size = 128") : RIGHT.index("    def predict")]
 HISTORY = re.search(r"(            self\.history.*\n){4}", RIGHT)[0]
 CALL = "self._train_step(x_train[batch], y_train[batch])"
+KERAS_FIT = """\
+        self.model.compile(self.optimizer, self.loss_function, metrics=["accuracy"])
+        self.history = self.model.fit(
+            x_train, y_train, epochs=epochs, validation_data=(x_val, y_val)
+        ).history
+
+"""
 FIT_MISTAKES = {
     "blank": ([(FIT_BODY, "        ...\n")], "fit is still blank"),
     "metrics not reset": ([(RESETS, "")], "train_loss is not reset between the epochs"),
@@ -349,6 +364,23 @@ FIT_MISTAKES = {
     "one epoch too many": ([("range(epochs)", "range(epochs + 1)")], "runs 4 epochs where 3"),
     "a single epoch": ([("range(epochs)", "range(1)")], "runs 1 epoch where 3"),
     "history empty": ([(HISTORY, "")], "has 0 values after 3 epochs"),
+    "history overwritten": (
+        [
+            (
+                'self.history["loss"].append(float(self.train_loss.result()))',
+                'self.history["loss"] = float(self.train_loss.result())',
+            )
+        ],
+        "is one float and no list",
+    ),
+    "Keras' fit": (
+        [(FIT_BODY, KERAS_FIT)],
+        "trains, but not by self._train_step",
+    ),
+    "empty batches": (
+        [("order[start : start + size]", "order[start:size]")],
+        "makes an empty batch in an epoch",
+    ),
     "history in percent": (
         [("float(self.val_accuracy.result())", "100 * float(self.val_accuracy.result())")],
         "percent",
@@ -371,6 +403,7 @@ PREDICT_MISTAKES = {
         ],
         "argmax",
     ),
+    "no return": ([(RETURN, RETURN.replace("return ", ""))], "returns nothing"),
     "a list of batches": ([(RETURN, "        return batches\n")], "wrong shape: .* list"),
     "first batch only": (
         [(RETURN, "        return batches[0][:200]\n")],
@@ -553,6 +586,12 @@ def test_a_right_trainer_passes_in_any_style(style, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len([line for line in lines if line.startswith("Right: ")]) == 4
     assert ("mini-batches (bonus earned)" in "".join(lines)) == ("one batch" not in style)
+
+
+def test_the_bonus_is_for_a_new_order_in_each_epoch(capsys):
+    checks.fit(changed(("np.random.permutation(len(x_train))", "np.arange(len(x_train))")))
+    assert "always the same" in capsys.readouterr().out
+    assert not results.bonuses["mini-batches"]
 
 
 # Networks.
@@ -876,6 +915,12 @@ def test_an_accuracy_is_compared_with_what_the_step_requires(capsys):
         checks.accuracy("cnn", Answers(y, 0.1), x, y)
     with pytest.raises(checks.Mistake, match=r"shape \(1000, 10\) for 999 test images"):
         checks.accuracy("cnn", Answers(y, 1), x, y[1:])
+    untrained = Answers(y, 0.1)
+    untrained.history = {"loss": [], "val_loss": []}
+    with pytest.raises(checks.Mistake, match="fit has not finished an epoch"):
+        checks.accuracy("cnn", untrained, x, y)
+    with pytest.raises(checks.Mistake, match=r"(?s)trainer is a dict.*ends in .fit"):
+        checks.accuracy("cnn", {"loss": [1.0]}, x, y)
 
 
 @pytest.mark.parametrize(

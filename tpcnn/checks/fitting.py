@@ -6,7 +6,7 @@ from itertools import chain, groupby
 import numpy as np
 
 from tpcnn.checks import results
-from tpcnn.checks.mistakes import Mistake, Section, blank, check, raised, run
+from tpcnn.checks.mistakes import Mistake, Section, blank, check, is_blank, raised, run
 from tpcnn.checks.spies import Bench, images
 from tpcnn.checks.steps import find_eval_step_mistake, find_train_step_mistake
 
@@ -48,8 +48,8 @@ def fit(trainer_class) -> None:
         )
     takes_size = "batch_size" in inspect.signature(method).parameters
     options = {"batch_size": 64} if takes_size else {}
-    _, error = run(method, x, y, x_val, y_val, epochs=EPOCHS, verbose=False, **options)
-    if isinstance(error, NotImplementedError) or (not error and not bench.notes.model_called):
+    _, error = run(method, x, y, x_val, y_val, epochs=EPOCHS, verbose=True, **options)
+    if is_blank(error) or (not error and not bench.notes.model_called):
         raise blank("fit", Section.LOOP)
     if error:
         raise raised("fit", error, Section.LOOP)
@@ -57,6 +57,13 @@ def fit(trainer_class) -> None:
     batches = [batch for batch in bench.notes.batches if batch.y_true is not None]
     _find_foreign_labels(batches, labels)
     epochs = _epochs(batches)
+    if not any(name.startswith("train") for name, _ in bench.notes.metric_calls):
+        raise Mistake(
+            "fit trains, but not by self._train_step.",
+            "The step that you have written is without use, and the metrics count nothing. Call "
+            "self._train_step for each batch, and self._eval_step after the last one.",
+            Section.LOOP,
+        )
     for training, _ in epochs:
         _find_missing_images(training)
     for _, validation in epochs:
@@ -67,7 +74,13 @@ def fit(trainer_class) -> None:
         _find_empty_batch(trainer_class, size, options)
 
     results.passed["fit"] = trainer_class
-    if steps > 1:
+    orders = [np.concatenate([batch.ids for batch in training]) for training, _ in epochs]
+    if steps > 1 and np.array_equal(orders[0], orders[1]):
+        print(
+            f"Right: fit sees each image once per epoch, in {steps} mini-batches.\n"
+            "The bonus is for a new order in each epoch; here it is always the same."
+        )
+    elif steps > 1:
         results.bonuses["mini-batches"].add("fit")
         print(f"Right: fit sees each image once per epoch, in {steps} mini-batches (bonus earned).")
     else:
@@ -83,18 +96,25 @@ def _find_empty_batch(trainer_class, size, options):
     x, y = images(2 * size)
     _, error = run(bench.trainer.fit, x, y, x, y, epochs=1, verbose=False, **options)
     if any(len(batch.ids) == 0 for batch in bench.notes.batches):
-        raise Mistake(
-            "fit makes an empty batch where the batch size divides the number of images.",
-            "The mean over no image is NaN: it spoils the loss, and batch normalisation for good. "
-            "Let the loop end where the images do: range(0, len(x_train), batch_size).",
-            Section.LOOP,
-        )
+        raise _empty_batch("where the batch size divides the number of images")
     if error:
         raise raised("fit", error, Section.LOOP)
 
 
+def _empty_batch(where) -> Mistake:
+    return Mistake(
+        f"fit makes an empty batch {where}.",
+        "The mean over no image is NaN: it spoils the loss, and batch normalisation for good. Let "
+        "the loop end where the images do, range(0, len(x_train), batch_size), and each batch "
+        "where the next one begins, order[start : start + batch_size].",
+        Section.LOOP,
+    )
+
+
 def _find_foreign_labels(batches, labels):
     for batch in batches:
+        if not len(batch.ids):
+            raise _empty_batch("in an epoch")
         wrong = np.mean(labels[batch.ids] != batch.y_true)
         if wrong:
             which = "training" if batch.ids[0] < N_TRAIN else "validation"
@@ -229,6 +249,13 @@ def _find_mistake_in_history(trainer, epochs):
     history = getattr(trainer, "history", None)
     for key in KEYS:
         values = history.get(key) if isinstance(history, dict) else None
+        if values is not None and not hasattr(values, "__len__"):
+            raise Mistake(
+                f"history[{key!r}] is one {type(values).__name__} and no list.",
+                "Each epoch overwrites the one before it. Append to the list that __init__ makes: "
+                f"self.history[{key!r}].append(...).",
+                Section.LOOP,
+            )
         if values is None or len(values) != EPOCHS:
             n = 0 if values is None else len(values)
             raise Mistake(

@@ -66,9 +66,15 @@ def blank(what: str, section: Section) -> Mistake:
     return Mistake(
         f"{what} is still blank.",
         "Write your code in place of the dots (`...`), under exactly the names that its cell "
-        "gives; run that cell, then this one again.",
+        "gives, and run it. If you have done so, the cell may have stopped with an error, or ended "
+        "in a call that returns nothing.",
         section,
     )
+
+
+def is_blank(error: Exception | None) -> bool:
+    """Whether an error is that of a blank; TensorFlow has another use for this type of error."""
+    return isinstance(error, NotImplementedError) and "symbolic" not in str(error)
 
 
 def check(function):
@@ -87,7 +93,7 @@ def check(function):
             raise
         except Exception as error:
             raise Mistake(
-                f"this check cannot make sense of what it was given ({_summary(error)}).",
+                f"this check cannot make sense of what it was given ({summary(error)}).",
                 "Compare with what the instructions ask for. If you think that your solution is "
                 "right, show this message to your teacher.",
                 Section.USE,
@@ -114,8 +120,8 @@ def run(function, *args, **kwargs):
 
 def raised(what: str, error: Exception, section: Section) -> Mistake:
     """Return the mistake of code that raised `error`: which line it was, and the likely cause."""
-    text = _summary(error)
-    if isinstance(error, NotImplementedError) or "ellipsis" in text.lower():
+    text = summary(error)
+    if is_blank(error) or "ellipsis" in text.lower():
         return blank(what, section)
     line = _students_line(error)
     where = f" The line is: {line}" if line else ""
@@ -124,6 +130,17 @@ def raised(what: str, error: Exception, section: Section) -> Mistake:
 
 # What an error says, and what has most likely caused it; the first that fits counts.
 LIKELY_CAUSES = {
+    r"multiple values for argument": "Is `self` the first parameter of the method?",
+    r"_unique_id|apply_gradients": "apply_gradients takes pairs: zip(gradients, variables). Or "
+        "use self.optimizer.apply(gradients, variables).",
+    r"'method'|bound method": "A method is named and not called: its parentheses are missing.",
+    r"'float' object cannot be interpreted as an integer": "`/` gives a float. To count, use `//`, "
+        "or range(0, len(x), batch_size).",
+    r"'int' object is not iterable": "A loop needs a range: for epoch in range(epochs).",
+    r"KeyError": "The keys of history are loss, accuracy, val_loss and val_accuracy.",
+    r"[Yy]ou must call .?compile": "Keras' own fit and evaluate are not for here: write the loop, "
+        "and call the network itself, self.model(x, training=...).",
+    r"need at least one array": "No batch was made: does the loop run? range(0, len(x), 256).",
     r"reset_states": "In Keras 3 the method is called reset_state(), without the s.",
     r"UnboundLocalError|referenced before assignment|is used before|cannot access local":
         "A value is used before it is computed. In a step the order is: predict, loss, gradient, "
@@ -157,12 +174,14 @@ LIKELY_CAUSES = {
 
 def _likely_cause(text: str) -> str:
     causes = (cause for pattern, cause in LIKELY_CAUSES.items() if re.search(pattern, text))
-    return next(causes, "Read this line again: what does each name in it hold?")
+    return next(causes, "Read it again, from right to left: what does each name hold?")
 
 
-def _summary(error: Exception) -> str:
+def summary(error: Exception) -> str:
     """Return type and text of an error in one line, without TensorFlow's account of itself."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    lines = [line.strip() for line in plain.splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith("Exception encountered when calling")]
     kind = type(error).__name__
     if lines and lines[0] == "in user code:":
         # AutoGraph puts its trace first; the error itself, with its type, begins after the files.

@@ -57,7 +57,7 @@ def model(model, loss_function, step: str) -> None:
             Section.SCORES,
         )
     _find_missing_nonlinearity(model, x, is_softmax)
-    _find_wrong_loss(loss_function, outputs, is_softmax)
+    _find_wrong_loss(loss_function, is_softmax)
 
     if step in ("cnn", "fashion") and not _has(model, "Conv"):
         raise Mistake(
@@ -141,11 +141,16 @@ def _find_missing_nonlinearity(model, x, is_softmax):
         )
 
 
-def _find_wrong_loss(loss_function, outputs, is_softmax):
-    """Compare what the loss says with the cross-entropy, right and misread."""
-    y = np.arange(len(outputs)) % CLASSES
-    outputs = tf.constant(outputs, tf.float32)
-    probabilities = outputs if is_softmax else tf.nn.softmax(outputs)
+def _find_wrong_loss(loss_function, is_softmax):
+    """Compare what the loss says with the cross-entropy, right and misread.
+
+    On outputs of a network that is sure of itself: those of an untrained one are so much alike that
+    a wrong loss could agree by chance.
+    """
+    logits = tf.constant(3 * np.random.default_rng(0).normal(size=(64, CLASSES)), tf.float32)
+    y = np.arange(64) % CLASSES
+    probabilities = tf.nn.softmax(logits)
+    outputs = probabilities if is_softmax else logits
     loss_function = keras.losses.get(loss_function)
 
     def loss_of(labels, predictions):

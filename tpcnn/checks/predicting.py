@@ -4,7 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from tpcnn.checks import results
-from tpcnn.checks.mistakes import Mistake, Section, blank, check, raised, run
+from tpcnn.checks.mistakes import Mistake, Section, blank, check, is_blank, raised, run
 from tpcnn.checks.spies import CLASSES, Bench, images
 
 FEW = 211
@@ -75,7 +75,13 @@ def predict(trainer_class) -> None:
 def _answer(bench, x):
     bench.notes.clear()
     answer, error = run(bench.trainer.predict, x)
-    if isinstance(error, NotImplementedError) or (not error and answer is None):
+    if not error and answer is None and bench.notes.model_called:
+        raise Mistake(
+            "predict computes and returns nothing (None): its `return` is missing.",
+            "Whoever calls it gets no probabilities. End it with return ...",
+            Section.PREDICT,
+        )
+    if is_blank(error) or (not error and answer is None):
         raise blank("predict", Section.PREDICT)
     if answer is Ellipsis:
         raise blank("predict", Section.PREDICT)

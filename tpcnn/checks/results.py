@@ -84,12 +84,20 @@ def accuracy(step: str, trainer, x_test, y_test) -> None:
     accuracies.pop(step, None)
     if trainer is Ellipsis:
         raise blank("The trainer", TRAINING[step])
-    if trainer is None:
+    if trainer is None or isinstance(trainer, dict):
         raise Mistake(
-            "the trainer is None.",
-            "Either its cell is still blank, or it ends in .fit(...), which returns nothing. Make "
-            "the trainer on one line, `name = Trainer(...)`, and train it on the next, "
-            "`name.fit(...)`.",
+            f"the trainer is {'None' if trainer is None else 'a dict'}.",
+            "Either its cell is still blank or has stopped with an error, or it ends in .fit(...), "
+            "which returns something else. Make the trainer on one line, `name = Trainer(...)`, "
+            "and train it on the next, `name.fit(...)`.",
+            TRAINING[step],
+        )
+    history = getattr(trainer, "history", None)
+    if isinstance(history, dict) and history and not any(map(np.size, history.values())):
+        raise Mistake(
+            "the history of this trainer is empty: its fit has not finished an epoch.",
+            "An untrained network guesses. Look at the cell of the training: is its fit called, "
+            "and did it end without an error?",
             TRAINING[step],
         )
     checked = passed.get(step)
