@@ -2,7 +2,7 @@
 
 Every image gets its size, so that nothing jumps, and is loaded when it comes into view. Scripts
 wait until the page is there. Entries of the bibliography get the role of list items, since ARIA has
-withdrawn theirs.
+withdrawn theirs. The map of the site is whole after a build of a few pages, too.
 """
 
 import re
@@ -38,6 +38,17 @@ def mend(app, pagename, templatename, context, doctree):
         context["body"] = IMAGE.sub(sized, body).replace('"doc-biblioentry"', '"listitem"')
 
 
+def map_every_page(app, exception):
+    """List every page in the map of the site, not only those that this build has written."""
+    if app.builder.format == "html":
+        links = app.sitemap_links
+        while not links.empty():
+            links.get()
+        for name in sorted(app.env.found_docs):
+            links.put((f"{name}.html", None))
+
+
 def setup(app):
     app.connect("html-page-context", mend)
+    app.connect("build-finished", map_every_page, priority=400)  # before sphinx-sitemap's own
     return {"parallel_read_safe": True, "parallel_write_safe": True}
