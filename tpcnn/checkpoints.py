@@ -1,18 +1,26 @@
 """A training run on disk: written after each epoch, checked when read, gone on with when killed."""
 
+import base64
+import collections
 import contextlib
 import copy
 import hashlib
+import inspect
 import io
 import json
+import marshal
 import os
 import re
+import sys
+import types
 import warnings
 from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
+
+from tpcnn import inputs
 
 try:
     import fcntl
@@ -24,7 +32,7 @@ MARK = b"tpcnn checkpoint 1 "
 
 
 class Checkpoints:
-    """The folder that holds the state of one run of `Trainer.fit`.
+    """The folder that holds the state of one call of `Trainer.fit`.
 
     The state is all that decides how the run goes on: the model's variables (weights, statistics
     of batch normalisation, the state of each layer's random numbers), the optimizer's (its slots,
@@ -32,69 +40,72 @@ class Checkpoints:
     what the callbacks count and keep. A file replaces the one before it in one step, only when it
     lies whole on the disk, so a kill at any moment leaves the last whole one.
 
-    It knows `Trainer` from the inside, so that `Trainer` need not know of files. Used in a ``with``
-    block, which keeps other runs out of the folder; the system ends that when the process ends,
-    however it does.
+    Of callbacks, those attributes are restored that have changed since their `on_train_begin` and
+    are numbers, texts, arrays, functions of Keras or NumPy, or lists and dictionaries of these. Not
+    restored are the place in a dataset whose order changes from epoch to epoch, and random numbers
+    that a layer of your own draws without a `keras.random.SeedGenerator`.
+
+    It knows `Run` from the inside, so that `Run` need not know of files.
 
     Args:
         folder: where the files lie; it is made if it is missing. With None nothing is kept.
-        run: the `Trainer`.
-        callbacks: the callbacks of this call of `fit`.
+        run: the `Run`.
     """
 
-    def __init__(self, folder, run, callbacks):
-        self.folder = None if folder is None else Path(folder)
+    def __init__(self, folder, run):
+        self.folder = None if folder is None else Path(folder).expanduser()
         self._run = run
-        self._callbacks = callbacks
         self._lock = None
         self._last = None  # the newest file that is known to be good
 
-    def __enter__(self):
+    def lock(self) -> None:
+        """Keep other runs out of the folder; the system ends that when the process ends.
+
+        Raises:
+            OSError: the folder cannot be written.
+            RuntimeError: another run is using it.
+        """
         if self.folder is None:
-            return self
+            return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.folder / "lock", "ab")
+            self._lock = open(self.folder / "lock", "ab")  # noqa: SIM115
         except OSError as error:
             raise OSError(self._unwritable(error)) from error
         try:
             if fcntl:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self._lock.close()
+            self.unlock()
             raise RuntimeError(
                 f"checkpoints: another fit is running on the folder {self.folder}. "
                 "Wait for its end, or choose a folder of its own for each run."
             ) from None
         except OSError:
             pass  # a file system without locks, such as a mounted cloud folder
-        return self
 
-    def __exit__(self, *_):
+    def unlock(self) -> None:
+        """Let other runs use the folder."""
         if self._lock:
             self._lock.close()
 
-    def restore(self, epochs: int, inputs: dict) -> int:
+    def restore(self) -> int | None:
         """Bring the run to where the folder's newest good file left it.
 
-        Args:
-            epochs: how many `fit` is asked for.
-            inputs: the data and settings that must be the same as before, by name.
-
         Returns:
-            The number of epochs that need no more training.
+            The number of epochs that need no more training; None where nothing is kept.
 
         Raises:
             ValueError: the file belongs to another model, optimizer, dataset or setting.
             OSError: a file cannot be read, or the first one cannot be written.
         """
         if self.folder is None:
-            return 0
+            return None
+        run = self._run
         # What a callback has set up by now belongs to this process; what it changes from here on
         # is its progress.
-        self._set_up = [_numbers_of(callback) for callback in self._callbacks]
-        self._fingerprint = _fingerprint(self._run, inputs)
-        self._epochs = epochs
+        self._set_up = [_kept_of(callback) for callback in run.callbacks]
+        self._fingerprint = _fingerprint(run)
         state = self._newest_good()
         if state is None:
             try:
@@ -103,20 +114,26 @@ class Checkpoints:
                 raise OSError(self._unwritable(error)) from error
             return 0
         self._refuse_another(state["fingerprint"])
-        for variable, value in zip(self._variables(), state["variables"], strict=True):
+        if not _is_whole(run.model):
+            inputs.warn(
+                f"checkpoints: the model ({type(run.model).__name__}) has a class of your own in "
+                "it. What that computes cannot be compared with the run in the folder, only the "
+                "layers and weights that it holds. If you have changed it, take another folder."
+            )
+        for variable, value in zip(_variables(run.trainer), state["variables"], strict=True):
             variable.assign(value)
-        self._run.history = state["history"]
-        self._run._best = state["best"]
+        run.best_val_loss, run.best_weights = state["best"]
         # By kind: one that is added, or left out, takes nothing from the others.
-        waiting = list(self._callbacks)
+        waiting = list(run.callbacks)
         for kind, kept in state["callbacks"]:
             callback = next((c for c in waiting if type(c).__name__ == kind), None)
             if callback is not None:
                 waiting.remove(callback)
                 vars(callback).update(kept)
+        run.trainer.history = run.history.history
         # A callback ended that run before its time: it is over, unless more is asked for now.
-        over = state["stopped"] and epochs <= state["epochs"]
-        return epochs if over else state["epoch"]
+        over = state["stopped"] and run.n_epochs <= state["epochs"]
+        return run.n_epochs if over else state["epoch"]
 
     def save(self, epoch: int) -> None:
         """Write the state after `epoch` epochs; warn, and keep the older file, where that fails.
@@ -129,16 +146,16 @@ class Checkpoints:
         try:
             self._write(epoch)
         except OSError as error:
-            warnings.warn(
-                f"{self._unwritable(error)} The training goes on without the checkpoint of epoch "
-                f"{epoch}; if it is interrupted, it will go on from {self._last.name}.",
-                RuntimeWarning,
-                stacklevel=3,
+            left = (
+                f"will go on from {self._last.name}"
+                if self._last.exists()
+                else "will start anew, for the older one is gone too"
             )
-
-    def _variables(self):
-        run = self._run
-        return [*run.model.variables, *run.optimizer.variables, run._shuffle_seed.state]
+            inputs.warn(
+                f"{self._unwritable(error)} The training goes on without the checkpoint of epoch "
+                f"{epoch}; if it is interrupted, it {left}.",
+                RuntimeWarning,
+            )
 
     def _write(self, epoch):
         run = self._run
@@ -146,14 +163,14 @@ class Checkpoints:
         state = {
             "fingerprint": self._fingerprint,
             "epoch": epoch,
-            "epochs": self._epochs,
+            "epochs": run.n_epochs,
             "stopped": run.model.stop_training,
-            "history": run.history,
-            "best": run._best,
-            "variables": [v.value.numpy() for v in self._variables()],
+            "history": run.trainer.history,
+            "best": (run.best_val_loss, run.best_weights),
+            "variables": [v.value.numpy() for v in _variables(run.trainer)],
             "callbacks": [
-                (type(callback).__name__, _changes(before, _numbers_of(callback)))
-                for callback, before in zip(self._callbacks, self._set_up, strict=True)
+                (type(callback).__name__, _changes(before, _kept_of(callback)))
+                for callback, before in zip(run.callbacks, self._set_up, strict=True)
             ],
         }
         write(path, state)
@@ -182,11 +199,7 @@ class Checkpoints:
             except ValueError as error:
                 older = path != min(paths)
                 instead = "the one before it is used" if older else "the run starts anew"
-                warnings.warn(
-                    f"checkpoints: {path} is damaged ({error}); {instead}.",
-                    RuntimeWarning,
-                    stacklevel=4,
-                )
+                inputs.warn(f"checkpoints: {path} is damaged ({error}); {instead}.", RuntimeWarning)
             else:
                 self._last = path
                 return state
@@ -209,14 +222,19 @@ class Checkpoints:
         )
 
 
+def _variables(trainer):
+    """Return all that changes as a `Trainer` trains."""
+    return [*trainer.model.variables, *trainer.optimizer.variables, trainer.shuffle_seed.state]
+
+
 def write(path: Path, state) -> None:
-    """Write `state`, nested dicts and lists of numbers, text and arrays, whole or not at all.
+    """Write `state`, nested containers of numbers, texts and arrays, whole or not at all.
 
     Raises:
         OSError: it could not be written; what `path` held before is still there.
     """
     arrays = []
-    text = json.dumps(_without_arrays(state, arrays))
+    text = json.dumps(_encoded(state, arrays))
     content = io.BytesIO()
     np.savez(content, *arrays, state=np.array(text))
     content = content.getbuffer()
@@ -232,7 +250,7 @@ def write(path: Path, state) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
-    # The new name must outlive a crash of the machine too; not every file system can promise it.
+    # The new name must outlive a crash of the machine too; not every system can promise it.
     with contextlib.suppress(OSError):
         folder = os.open(path.parent, os.O_RDONLY)
         try:
@@ -253,70 +271,103 @@ def read(path: Path):
     if header != _header(content):
         raise ValueError("its checksum does not match")
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-        return _with_arrays(json.loads(str(arrays["state"])), arrays)
-
-
-def description(thing) -> str:
-    """Return what a Keras object was made with, the same in each process.
-
-    Names and seeds are left out: Keras counts its layers up within a process, and seeds are part
-    of the state.
-    """
-    try:
-        config = keras.saving.serialize_keras_object(thing)
-    except (NotImplementedError, TypeError, ValueError):
-        config = None  # a class of one's own that does not say
-    return json.dumps(
-        [type(thing).__name__, _without_names(config, {})], default=lambda v: type(v).__name__
-    )
+        return _decoded(json.loads(str(arrays["state"])), arrays)
 
 
 def _header(content):
     return MARK + hashlib.sha256(content).hexdigest().encode() + b"\n"
 
 
-def _without_arrays(value, arrays):
+def _encoded(value, arrays):
     """Return `value` as JSON can hold it, with its arrays moved to the list `arrays`."""
-    if isinstance(value, dict):
-        return {name: _without_arrays(item, arrays) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_arrays(item, arrays) for item in value]
-    if isinstance(value, np.ndarray):
-        if value.dtype.kind == "V":  # bfloat16, which NumPy's files do not know
-            value = value.astype(np.float32)  # which holds it exactly
-        arrays.append(value)
-        return {"array": len(arrays) - 1}
-    return value.item() if isinstance(value, np.generic) else value
+    match value:
+        case None | bool() | str():
+            return value
+        case np.generic() | np.ndarray():
+            if value.dtype.kind == "V":  # bfloat16, which NumPy's files do not know
+                value = value.astype(np.float32)  # which holds it exactly
+            arrays.append(np.asarray(value))
+            return {"scalar" if isinstance(value, np.generic) else "array": len(arrays) - 1}
+        case int() | float():
+            return value
+        case list():
+            return [_encoded(item, arrays) for item in value]
+        case tuple() | set():
+            items = [_encoded(item, arrays) for item in value]
+            return {"tuple" if isinstance(value, tuple) else "set": items}
+        case dict():
+            pairs = value.items()
+            return {"dict": [[_encoded(k, arrays), _encoded(v, arrays)] for k, v in pairs]}
+    return {"function": [value.__module__, value.__name__]}
 
 
-def _with_arrays(value, arrays):
-    if isinstance(value, dict):
-        if value.keys() == {"array"}:
-            return arrays[f"arr_{value['array']}"]
-        return {name: _with_arrays(item, arrays) for name, item in value.items()}
+def _decoded(value, arrays):
     if isinstance(value, list):
-        return [_with_arrays(item, arrays) for item in value]
-    return value
+        return [_decoded(item, arrays) for item in value]
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    match kind:
+        case "array":
+            return arrays[f"arr_{content}"]
+        case "scalar":
+            return arrays[f"arr_{content}"][()]
+        case "tuple":
+            return tuple(_decoded(content, arrays))
+        case "set":
+            return set(_decoded(content, arrays))
+        case "dict":
+            return {_decoded(k, arrays): _decoded(v, arrays) for k, v in content}
+    return _function(*content)
 
 
-def _numbers_of(callback):
-    """Return the numbers and arrays that a callback holds, such as those that EarlyStopping counts.
+# What callbacks keep
 
-    As they are now: lists are copied.
+
+def _kept_of(callback) -> dict:
+    """Return what a callback holds, such as what EarlyStopping counts, as it is now.
+
+    What is no plain value, or holds such, is left out.
     """
-    return {
-        name: copy.deepcopy(value) for name, value in vars(callback).items() if _is_numbers(value)
-    }
+    kept = {}
+    for name, value in vars(callback).items():
+        with contextlib.suppress(TypeError):
+            kept[name] = _plain(value)
+    return kept
 
 
-def _is_numbers(value):
-    if isinstance(value, dict):
-        return all(isinstance(name, str) and _is_numbers(item) for name, item in value.items())
-    if isinstance(value, (list, tuple)):
-        return all(_is_numbers(item) for item in value)
-    if isinstance(value, np.ndarray):
-        return value.dtype.kind in "biufc"
-    return isinstance(value, (bool, int, float, np.number))
+def _plain(value):
+    """Return a copy of `value` that `write` can write.
+
+    Raises:
+        TypeError: there is none.
+    """
+    match value:
+        case None | bool() | str() | int() | float() | np.generic():
+            return value
+        case np.ndarray() if value.dtype.kind in "biufcUV":
+            return value.copy()
+        case tf.Tensor() | tf.Variable() | keras.Variable():
+            return np.array(value)
+        case tuple():
+            return tuple(map(_plain, value))
+        case set():
+            return set(map(_plain, value))
+        case list() | collections.deque():
+            return list(map(_plain, value))
+        case dict():
+            return {_plain(k): _plain(v) for k, v in value.items()}
+    # Keras' callbacks compare with a function that they choose after the first epoch.
+    if _function(getattr(value, "__module__", None), getattr(value, "__name__", None)) is value:
+        return value
+    raise TypeError
+
+
+def _function(module: str | None, name: str | None):
+    """Return a function of a module that only computes, None where it is none of these."""
+    if (module or "").partition(".")[0] not in ("keras", "math", "numpy", "operator", "_operator"):
+        return None
+    return getattr(sys.modules.get(module), name or "", None)
 
 
 def _changes(before, now):
@@ -338,32 +389,91 @@ def _differ(a, b):
     return not np.array_equal(a, b)
 
 
-def _fingerprint(run, inputs):
+def _bring_back(callback, kept: dict) -> None:
+    """Give a callback what it held; what it has shared with others stays shared."""
+    for name, value in kept.items():
+        held = vars(callback).get(name)
+        if hasattr(held, "assign"):  # a variable
+            held.assign(value)
+        elif isinstance(held, (dict, set)) and isinstance(value, (dict, set)):
+            held.clear()
+            held.update(value)
+        elif isinstance(held, (list, collections.deque)) and isinstance(value, list):
+            held.clear()
+            held.extend(value)
+        else:
+            vars(callback)[name] = value
+
+
+# What must be the same for a run to go on
+
+
+def _fingerprint(run):
     """Return a digest of everything that must be the same for a run to go on, by name."""
-    variables = [(list(v.shape), v.dtype) for v in run.model.variables]
+    trainer, model = run.trainer, run.model
     parts = {
-        "model": [description(run.model), variables],
-        "loss function": description(run.loss_function),
-        "optimizer": [run._optimizer_description, len(run.optimizer.variables)],
-        **inputs,
+        "model": [
+            _description_of_model(model),
+            [(list(v.shape), v.dtype) for v in model.variables],
+        ],
+        "loss function": description(trainer.loss_function),
+        "optimizer": [trainer.optimizer_description, len(trainer.optimizer.variables)],
+        "training dataset": run.train,
+        "validation dataset": run.val,
+        "batch_size": getattr(run.train, "batch_size", None),
+        "shuffle": getattr(run.train, "shuffle_seed", None) is not None,
     }
     return {name: _digest(part) for name, part in parts.items()}
 
 
 def _digest(part):
     digest = hashlib.sha256()
-    if isinstance(part, tf.data.Dataset):
+    if isinstance(part, inputs.Stream):
         # Its images cannot be looked at without reading them all.
-        part = f"{part.element_spec} {part.cardinality()}"
-    if isinstance(part, np.ndarray):
+        part = f"{part.dataset.element_spec} {part.dataset.cardinality()}"
+    if isinstance(part, inputs.Arrays):
+        digest.update((_digest(part.x) + _digest(part.y)).encode())
+    elif isinstance(part, np.ndarray):
         digest.update(f"{part.dtype} {part.shape}".encode())
         for start in range(0, len(part), 1024):  # a view that is not contiguous is copied
             digest.update(part[start : start + 1024].tobytes())
-    elif isinstance(part, tuple):
-        digest.update("".join(_digest(item) for item in part).encode())
     else:
         digest.update(json.dumps(part).encode())
     return digest.hexdigest()
+
+
+def _is_whole(model: keras.Model) -> bool:
+    """Whether Keras can say all that a model is made of."""
+    return type(model).__module__.startswith("keras.") and _config(model) is not None
+
+
+def _description_of_model(model: keras.Model) -> list[str]:
+    # Of a model or layer of one's own that does not say, at least the layers inside.
+    parts = [model] if _is_whole(model) else [model, *model._flatten_layers(include_self=False)]
+    return [description(part) for part in parts]
+
+
+def description(thing) -> str:
+    """Return what a Keras object was made with, the same in each process.
+
+    Names and seeds are left out: Keras counts its layers up within a process, and seeds are part
+    of the state.
+    """
+    own = inspect.isfunction(thing) and not thing.__module__.startswith("keras.")
+    config = _code(thing.__code__) if own else _config(thing)
+    return json.dumps(
+        [type(thing).__name__, _without_names(config, {})], default=lambda v: type(v).__name__
+    )
+
+
+def _config(thing):
+    """Return the config that Keras would save, None where a class of one's own does not say."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a lambda, which is not going to be loaded here
+        try:
+            return keras.saving.serialize_keras_object(thing)
+        except (NotImplementedError, TypeError, ValueError):
+            return None
 
 
 def _without_names(config, names):
@@ -382,4 +492,42 @@ def _without_names(config, names):
         if len(config) == 3 and [type(item) for item in config] == [str, int, int]:
             return [names.setdefault(config[0], len(names)), *config[1:]]
         return [_without_names(item, names) for item in config]
-    return config
+    return _code_of_lambda(config) or config
+
+
+def _code_of_lambda(config):
+    """Return what a lambda computes, whose compiled code Keras has put into a config as text.
+
+    That code also names its file, which in a notebook is another one after each restart.
+    """
+    if not (isinstance(config, str) and config.startswith("4w") and config.endswith("=\n")):
+        return None
+    try:
+        return _code(marshal.loads(base64.b64decode(config)))
+    except (AttributeError, EOFError, TypeError, ValueError):
+        return None  # another text
+
+
+def _code(code: types.CodeType) -> list:
+    """Return what compiled code does, without where it stands."""
+    constants = [
+        _code(c) if isinstance(c, types.CodeType)
+        else sorted(map(repr, c)) if isinstance(c, frozenset)
+        else repr(c)
+        for c in code.co_consts
+    ]  # fmt: skip
+    return [code.co_code.hex(), constants, code.co_names, code.co_varnames, code.co_freevars]
+
+
+def copy_of(trainer, memo):
+    """Return a `Trainer` in the same state, which goes its own way: ``copy.deepcopy(trainer)``."""
+    model = copy.deepcopy(trainer.model, memo)
+    optimizer = keras.optimizers.deserialize(keras.optimizers.serialize(trainer.optimizer))
+    twin = memo[id(trainer)] = type(trainer)(model, trainer.loss_function, optimizer)
+    if trainer.optimizer.built:
+        twin.optimizer.build(model.trainable_variables)
+    for variable, value in zip(_variables(twin), _variables(trainer), strict=True):
+        variable.assign(value)
+    twin.optimizer_description = trainer.optimizer_description
+    twin.history = copy.deepcopy(trainer.history, memo)
+    return twin

@@ -25,6 +25,33 @@ from tpcnn.trainer import Trainer
 BEFORE_THE_SUM = ("clipnorm", "clipvalue", "global_clipnorm", "gradient_accumulation_steps")
 
 
+class _SharedCheckpoints(Checkpoints):
+    """The folder of a run of several workers: the chief writes, all read."""
+
+    def lock(self):
+        if self.folder is None or self._run.trainer.is_chief:
+            super().lock()
+        else:
+            self.folder.mkdir(parents=True, exist_ok=True)
+
+    def restore(self):
+        epoch = super().restore()
+        if epoch is None:
+            return None
+        strategy = self._run.trainer.strategy
+        found = sorted(set(_of_each_replica(strategy, tf.constant([epoch])).tolist()))
+        if len(found) > 1:
+            raise RuntimeError(
+                f"checkpoints: expected the same state for each worker, got epochs {found}. "
+                f"Let {self.folder} be one folder that all workers can read."
+            )
+        return epoch
+
+    def _write(self, epoch):
+        if self._run.trainer.is_chief:
+            super()._write(epoch)
+
+
 class DistributedTrainer(Trainer):
     """Train one model on the replicas of a `tf.distribute` strategy.
 
@@ -73,6 +100,8 @@ class DistributedTrainer(Trainer):
         ValueError: the model or the optimizer was not made under the strategy, or does not suit it.
     """
 
+    checkpoints_class = _SharedCheckpoints
+
     def __init__(self, model, loss_function, optimizer):
         self.strategy = tf.distribute.get_strategy()
         super().__init__(model, loss_function, optimizer)
@@ -107,10 +136,8 @@ class DistributedTrainer(Trainer):
             return history
 
     @tf.function(reduce_retracing=True)
-    def _train_batches(self, x, y, order, batch_size):
-        for start in tf.range(0, tf.size(order), batch_size):
-            batch = order[start : start + batch_size]
-            self.strategy.run(self._train_slice, args=(x, y, batch))
+    def _train_stream(self, x, y, others, n):
+        self._step(x, y)  # and no others: TensorFlow cannot add up replicas inside of a condition
 
     @tf.function(reduce_retracing=True)
     def _train_step(self, x, y):
@@ -171,9 +198,6 @@ class DistributedTrainer(Trainer):
         replicas = self.strategy.num_replicas_in_sync
         metric.update_state(part_of_loss * replicas, sample_weight=n / replicas)
 
-    def _saved_run(self, folder, callbacks):
-        return _SharedCheckpoints(folder, self, callbacks)
-
     @contextlib.contextmanager
     def _watch_of_the_chief(self):
         """End this process when the chief no longer answers: TensorFlow would wait for ever."""
@@ -218,32 +242,6 @@ class DistributedTrainer(Trainer):
                 "loss_function: expected a mean over the images, got "
                 f"reduction={self.loss_function.reduction!r}. Leave `reduction` out."
             )
-
-
-class _SharedCheckpoints(Checkpoints):
-    """The folder of a run of several workers: the chief writes, all read."""
-
-    def __enter__(self):
-        if self.folder is None or self._run.is_chief:
-            return super().__enter__()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        return self
-
-    def restore(self, epochs, inputs):
-        epoch = super().restore(epochs, inputs)
-        if self.folder is None:
-            return epoch
-        found = sorted(set(_of_each_replica(self._run.strategy, tf.constant([epoch])).tolist()))
-        if len(found) > 1:
-            raise RuntimeError(
-                f"checkpoints: expected the same state for each worker, got epochs {found}. "
-                f"Let {self.folder} be one folder that all workers can read."
-            )
-        return epoch
-
-    def _write(self, epoch):
-        if self._run.is_chief:
-            super()._write(epoch)
 
 
 @tf.function

@@ -1,0 +1,224 @@
+"""A call of `Trainer.fit` from its beginning to its end: all that surrounds the loop.
+
+Callbacks are called as Keras calls them, the results of an epoch are kept, printed and saved, and
+a training that diverges ends with the weights of its best epoch.
+"""
+
+import time
+from collections.abc import Iterator
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tpcnn import inputs
+
+# TensorFlow takes as many steps in one call as fit in this time: so many that the way back to
+# Python costs nothing, so few that Ctrl-C, which Python has to notice, soon ends the training.
+SECONDS_PER_PART = 0.3
+STEPS_PER_PART = 1000  # at most
+
+DIVERGED = """\
+The training diverged: after epoch {epoch} {found}, so it ended there. The weights are again those \
+{best}. Likely causes, the likeliest first:
+1. The learning rate, now {rate:g}, is too large. Try a tenth of it.
+2. The loss does not fit the model: from_logits=True is for a model that does not end in softmax.
+3. Images or labels are wrong: NaN or infinite pixels in a dataset, labels beyond the classes.
+4. A layer or loss of your own divides by zero, or takes the logarithm or root of such a number.
+Start again with a new model and a new optimizer: this one remembers the failed steps."""
+
+
+class Run:
+    """One call of `Trainer.fit`. The loop stands in its ``with`` block.
+
+    Args:
+        trainer: the `Trainer`.
+        train: its training data, `inputs.Arrays` or `inputs.Stream`.
+        val: its validation data.
+        epochs, verbose, callbacks, checkpoints: as for `Trainer.fit`.
+
+    Attributes:
+        n_epochs: how many epochs are asked for.
+        train, val: as given.
+        callbacks: the callbacks, one by one, and Keras' own `History`.
+        history: that callback; `Trainer.history` is its dictionary.
+        best_val_loss: the lowest validation loss so far.
+        best_weights: the weights of that epoch; before the first one, those of the start.
+    """
+
+    def __init__(self, trainer, train, val, epochs, verbose, callbacks, checkpoints):
+        self.trainer, self.model = trainer, trainer.model
+        self.train, self.val = train, val
+        self.n_epochs = inputs.positive_integer("epochs", epochs)
+        self._verbose = verbose
+        self._compiled_metrics = _built_metrics(self.model)
+        if isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks = callbacks.callbacks
+        self._hooks = keras.callbacks.CallbackList(
+            callbacks,
+            add_history=True,
+            model=self.model,
+            epochs=self.n_epochs,
+            steps=train.steps,
+            verbose=verbose,
+        )
+        self.callbacks = self._hooks.callbacks
+        self.history = next(c for c in self.callbacks if isinstance(c, keras.callbacks.History))
+        self._by_batch = any(_listens(c, "batch", "train_batch") for c in self.callbacks)
+        self._by_val_batch = any(_listens(c, "test_batch") for c in self.callbacks)
+        self._checkpoints = trainer.checkpoints_class(checkpoints, self)
+        self._steps_per_part = 1
+        self._diverged = False
+
+    def __enter__(self):
+        self._checkpoints.lock()
+        try:
+            # Where callbacks say when to stop, and Keras' BackupAndRestore where to begin.
+            self.model.stop_training, self.model._initial_epoch = False, None
+            self._hooks.on_train_begin()
+            self.best_val_loss, self.best_weights = np.inf, self.model.get_weights()
+            self.trainer.history = self.history.history
+            restored = self._checkpoints.restore()
+            self._first_epoch = (self.model._initial_epoch or 0) if restored is None else restored
+        except BaseException:
+            self._checkpoints.unlock()
+            raise
+        return self
+
+    def __exit__(self, error, *_):
+        try:
+            if error is None:
+                if self._diverged:
+                    self._return_to_best()
+                else:
+                    # As in Keras: an optimizer that averages the weights over the steps sets them.
+                    self.trainer.optimizer.finalize_variable_values(self.model.trainable_variables)
+                self._hooks.on_train_end(self._last_results())
+        finally:
+            self._checkpoints.unlock()
+
+    def epochs(self) -> Iterator[int]:
+        """Yield the number of each epoch that is left, the first being 0."""
+        for epoch in range(self._first_epoch, self.n_epochs):
+            self._hooks.on_epoch_begin(epoch)
+            yield epoch
+            if self._diverged or self.model.stop_training:
+                break
+
+    def training_parts(self) -> Iterator[tuple]:
+        """Yield the parts of an epoch: single batches if a callback listens to them, else many."""
+        loss, accuracy = self.trainer.train_loss, self.trainer.train_accuracy
+        for step, part in enumerate(self.train.parts(self.trainer, self._steps_of_next_part)):
+            self._hooks.on_train_batch_begin(step)
+            start = time.perf_counter()
+            yield part
+            logs = self._results(loss, accuracy)  # this waits until the device is done
+            self._adapt_steps(time.perf_counter() - start)
+            self._hooks.on_train_batch_end(step, logs)
+            if self.model.stop_training:
+                break
+        self._logs = self._results(loss, accuracy, "x_train")
+
+    def validation_batches(self) -> Iterator[tuple]:
+        """Yield the batches of the validation images."""
+        loss, accuracy = self.trainer.val_loss, self.trainer.val_accuracy
+        self.model.stop_evaluating = False
+        self._hooks.on_test_begin()
+        for step, batch in enumerate(self.val.batches(self.trainer)):
+            self._hooks.on_test_batch_begin(step)
+            yield batch
+            if self._by_val_batch:
+                self._hooks.on_test_batch_end(step, self._results(loss, accuracy))
+            if self.model.stop_evaluating:
+                break
+        logs = self._results(loss, accuracy, "x_val")
+        self._hooks.on_test_end(logs)
+        self._logs |= {f"val_{name}": value for name, value in logs.items()}
+
+    def end_epoch(self, epoch: int) -> None:
+        """Tell the callbacks, print, and keep what must not be lost."""
+        logs = self._logs
+        if self._verbose:
+            print(
+                f"Epoch {epoch + 1}/{self.n_epochs} - loss: {logs['loss']:.6f} - "
+                f"train acc: {logs['accuracy']:.2%} - val acc: {logs['val_accuracy']:.2%}"
+            )
+        self._hooks.on_epoch_end(epoch, logs)
+        self._diverged = not (np.isfinite(list(logs.values())).all() and _all_finite(self.model))
+        if self._diverged:
+            return
+        if logs["val_loss"] < self.best_val_loss:
+            self.best_val_loss, self.best_weights = logs["val_loss"], self.model.get_weights()
+        self._checkpoints.save(epoch + 1)
+
+    def _steps_of_next_part(self) -> int:
+        return 1 if self._by_batch or self.model.stop_training else self._steps_per_part
+
+    def _adapt_steps(self, seconds: float) -> None:
+        """Choose the steps of the next part, after one that took so long."""
+        wanted = int(self._steps_per_part * SECONDS_PER_PART / seconds)
+        # The first one also prepares the graph, and says little about the others.
+        self._steps_per_part = max(1, min(wanted, 2 * self._steps_per_part, STEPS_PER_PART))
+
+    def _results(self, loss, accuracy, name: str | None = None) -> dict[str, float]:
+        """Return what two metrics say, and let the model's own metrics say the same.
+
+        Raises:
+            ValueError: they have seen no batch of the dataset `name`.
+        """
+        if name and tf.convert_to_tensor(loss.count) == 0:
+            raise ValueError(
+                f"{name}: the dataset held no batch in this epoch. It must begin anew each time "
+                "it is gone through, and hold at least one batch."
+            )
+        for of_model, ours in zip(self._compiled_metrics, (loss, accuracy), strict=True):
+            for variable, value in zip(of_model.variables, ours.variables, strict=True):
+                variable.assign(value)
+        return {"loss": float(loss.result()), "accuracy": float(accuracy.result())}
+
+    def _last_results(self) -> dict[str, float]:
+        return {name: values[-1] for name, values in self.trainer.history.items() if values}
+
+    def _return_to_best(self) -> None:
+        self.model.set_weights(self.best_weights)
+        last, val_losses = self._last_results(), self.trainer.history["val_loss"]
+        best = "from before the training"
+        if self.best_val_loss in val_losses:
+            best = f"of epoch {val_losses.index(self.best_val_loss) + 1}, the best"
+        found = f"the loss is {last['loss']} and the validation loss {last['val_loss']}"
+        if np.isfinite([last["loss"], last["val_loss"]]).all():
+            found = f"some weights are NaN or infinite, while {found}"
+        rate = float(self.trainer.optimizer.learning_rate)
+        message = DIVERGED.format(epoch=len(val_losses), found=found, best=best, rate=rate)
+        inputs.warn(message, RuntimeWarning)
+
+
+def _built_metrics(model: keras.Model) -> list[keras.metrics.Metric]:
+    """Return the loss and the accuracy that a compiled model keeps for callbacks to look at."""
+    loss, compiled = model.metrics[:2]
+    if not compiled.built:
+        # Any labels and outputs of the right kind: Keras takes from them which accuracy is meant.
+        model.compute_metrics(None, tf.zeros([1], tf.int32), tf.zeros([1, 2]))
+    return [loss, *compiled.metrics]
+
+
+def _all_finite(model: keras.Model) -> bool:
+    """Whether no weight is NaN, and no trainable one infinite."""
+    # A layer may hold infinity on purpose, such as in a mask; the loss would not tell of a NaN,
+    # since ReLU makes 0 of it.
+    trainable = all(tf.reduce_all(tf.math.is_finite(v)) for v in model.trainable_variables)
+    others = (v for v in model.non_trainable_variables if tf.as_dtype(v.dtype).is_floating)
+    return trainable and not any(tf.reduce_any(tf.math.is_nan(v)) for v in others)
+
+
+def _listens(callback: keras.callbacks.Callback, *events: str) -> bool:
+    """Whether a callback has a hook of its own before or after such an event."""
+    savers = (keras.callbacks.ModelCheckpoint, keras.callbacks.BackupAndRestore)
+    if type(callback) in savers and callback.save_freq == "epoch":
+        return False  # they have the hooks, and do nothing there
+    hooks = [f"on_{event}_{when}" for event in events for when in ("begin", "end")]
+    return any(
+        getattr(getattr(callback, hook), "__func__", None)
+        is not getattr(keras.callbacks.Callback, hook)
+        for hook in hooks
+    )
