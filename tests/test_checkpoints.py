@@ -5,12 +5,14 @@ runs can be killed for one start of TensorFlow.
 """
 
 import tpcnn  # isort: skip  # before TensorFlow, since it chooses how that starts
+import collections
 import contextlib
 import itertools
 import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -287,7 +289,82 @@ def test_files_that_are_not_ours_are_left_alone(tmp_path):
     ]
 
 
-def test_what_callbacks_count_is_restored(tmp_path):
+class Kill(keras.callbacks.Callback):
+    """Ends the process, as far as that can be had within one, when an epoch begins."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.number = number
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == self.number:
+            raise KeyboardInterrupt
+
+
+class Ledger(keras.callbacks.Callback):
+    """Keeps accounts in every kind of container, some of them made as late as in an epoch."""
+
+    def on_train_begin(self, logs=None):
+        self.last = collections.deque(maxlen=2)
+        self.seen = collections.Counter()
+        self.by_number = {}
+        self.best, self.pair, self.better, self.text = None, (), None, ""
+        self.total = tf.Variable(0.0)
+        self.shapes = set()
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self.better is None:
+            self.better, self.sign = np.less, -1
+        self.sign *= -1
+        loss = logs["val_loss"]
+        self.last.append(loss)
+        self.seen[loss < 1.1] += 1
+        self.by_number[epoch] = np.float32(loss)
+        self.best = np.array(loss) if self.best is None else np.minimum(self.best, loss)
+        self.pair = (epoch, [loss])
+        self.text += f"{epoch} "
+        self.total.assign_add(loss)
+        self.shapes.add((epoch, 1))
+        # What goes wrong with the accounts shows in the training.
+        assert self.better(1, 2) and self.last.maxlen == 2 and self.seen["never"] == 0
+        self.model.optimizer.learning_rate = 0.05 / (1 + self.seen.total() + self.sign)
+
+    def accounts(self):
+        total = float(self.total)
+        return {k: v for k, v in vars(self).items() if k not in ("_model", "total")} | {"t": total}
+
+
+COUNTING = {
+    "EarlyStopping": lambda: keras.callbacks.EarlyStopping("val_loss", 0.02, patience=3),
+    "EarlyStopping, accuracy": lambda: keras.callbacks.EarlyStopping(
+        "accuracy", 0.01, patience=2, restore_best_weights=True
+    ),
+    "ReduceLROnPlateau": lambda: keras.callbacks.ReduceLROnPlateau(factor=0.1, patience=1),
+    "both": lambda: patient(),
+    "accounts of one's own": Ledger,
+}
+
+
+@pytest.mark.parametrize("name", COUNTING)
+def test_what_callbacks_count_goes_on_wherever_a_run_was_killed(tmp_path, name):
+    def train(folder, *others):
+        counting = COUNTING[name]()
+        counting = counting if isinstance(counting, list) else [counting]
+        ended = fit(folder, 12, callbacks=[*counting, *others])
+        accounts = [c.accounts() for c in counting if isinstance(c, Ledger)]
+        return everything(ended), accounts
+
+    expected = train(None)
+    epochs = len(expected[0][1]["loss"])
+    assert ("Early" not in name and name != "both") or epochs < 12  # or it would show nothing
+    for number in range(1, epochs):
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, Kill(number))
+    for _ in range(2):  # the second one finds a run that is over
+        assert train(tmp_path) == expected
+
+
+def test_more_epochs_can_be_asked_for_after_an_early_end(tmp_path):
     def train(folder, epochs):
         return fit(folder, epochs, callbacks=patient())
 
@@ -297,6 +374,96 @@ def test_what_callbacks_count_is_restored(tmp_path):
     for epochs in (1, 3, reached - 1, 60, 60):
         ended = train(tmp_path, epochs)
     assert everything(ended) == expected
+
+
+def test_a_weight_that_is_a_single_number_is_kept(tmp_path):
+    """As `Normalization(axis=None)` has them."""
+
+    def make():
+        normalization = layers.Normalization(axis=None)
+        normalization.adapt(arrays()[0])
+        return simple(first=[normalization])
+
+    expected = everything(fit(None, 4, make))
+    fit(tmp_path, 2, make)
+    assert everything(fit(tmp_path, 4, make, seed=1)) == expected
+
+
+LAMBDAS = {
+    "layer": "simple(first=[layers.Lambda(lambda x: {} * x)])",
+    "activation": "simple(first=[layers.Dense(2, activation=lambda x: x * {})])",
+    "loss": "tpcnn.Trainer(simple().model, lambda y, p: {} * sparse(y, p), 'sgd')",
+    "schedule": "simple(keras.optimizers.SGD(lambda: 0.1 * {}))",
+}
+
+
+@pytest.mark.parametrize("kind", LAMBDAS)
+def test_a_lambda_is_the_same_after_a_restart_of_the_kernel(tmp_path, kind):
+    """A notebook compiles each cell under the name of a temporary file, another one each time."""
+
+    def make_in(cell, factor):
+        cell = tmp_path / cell
+        cell.write_text("\n" * len(cell.name) + "made = " + LAMBDAS[kind].format(factor))
+        names = globals() | {"sparse": keras.losses.sparse_categorical_crossentropy}
+        exec(compile(cell.read_text(), cell, "exec"), names)
+        return names["made"]
+
+    folder = tmp_path / "run"
+    fit(folder, 1, lambda: make_in("ipykernel_1.py", 0.5))
+    fit(folder, 2, lambda: make_in("ipykernel_23.py", 0.5))
+    with pytest.raises(ValueError, match="holds a run with another"):
+        fit(folder, 3, lambda: make_in("ipykernel_23.py", 0.6))
+
+
+class Secretive(keras.Model):
+    """Does not say what it is made of."""
+
+    def __init__(self, rate):
+        super().__init__()
+        self.flatten, self.dropout, self.dense = layers.Flatten(), layers.Dropout(rate), None
+        self.dense = layers.Dense(3)
+
+    def call(self, x, training=False):
+        return self.dense(self.dropout(self.flatten(x), training=training))
+
+    def get_config(self):
+        raise NotImplementedError
+
+
+def test_a_model_that_cannot_be_compared_is_said_to_be_so(tmp_path):
+    def make(rate):
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        return lambda: tpcnn.Trainer(Secretive(rate), loss, keras.optimizers.SGD(0.05))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        fit(tmp_path, 1, make(0.2))
+    with pytest.warns(UserWarning, match="checkpoints: the model .Secretive. .*cannot be compared"):
+        fit(tmp_path, 2, make(0.2))
+    with pytest.raises(ValueError, match="another model"):  # its layers say so, though it does not
+        fit(tmp_path, 3, make(0.3))
+
+
+def test_settings_may_be_of_numpys_types(tmp_path):
+    fit(tmp_path, np.int64(1), shuffle=np.bool_(True), batch_size=np.int32(16))
+    fit(tmp_path, 2, shuffle=True, batch_size=16)
+
+
+def test_a_tilde_in_the_folder_stands_for_the_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))  # as a user has it, and not that of the user here
+    fit("~/runs/first", 1)
+    assert newest(tmp_path / "runs" / "first").name == "epoch-000001.ckpt"
+
+
+def test_where_the_folder_is_deleted_no_word_is_said_of_going_on_from_it(tmp_path):
+    def delete(epoch, logs):
+        if epoch == 2:
+            shutil.rmtree(tmp_path / "run")
+
+    deleting = keras.callbacks.LambdaCallback(on_epoch_end=delete)
+    with pytest.warns(RuntimeWarning, match="cannot write to the folder") as caught:
+        fit(tmp_path / "run", 3, callbacks=[deleting])
+    assert "if it is interrupted, it will start anew" in str(caught[0].message)
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def two_logical_devices():
 
     made_outside = network(1)
     mistakes = {
-        "model": lambda: DistributedTrainer(made_outside, one.loss_function, two.optimizer),
+        "model": lambda: DistributedTrainer(made_outside, one.loss_function, "sgd"),
         "LossScale": lambda: make(
             DistributedTrainer,
             optimizer=keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD()),

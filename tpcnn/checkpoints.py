@@ -129,7 +129,7 @@ class Checkpoints:
             callback = next((c for c in waiting if type(c).__name__ == kind), None)
             if callback is not None:
                 waiting.remove(callback)
-                vars(callback).update(kept)
+                _bring_back(callback, kept)
         run.trainer.history = run.history.history
         # A callback ended that run before its time: it is over, unless more is asked for now.
         over = state["stopped"] and run.n_epochs <= state["epochs"]
@@ -348,7 +348,7 @@ def _plain(value):
         case np.ndarray() if value.dtype.kind in "biufcUV":
             return value.copy()
         case tf.Tensor() | tf.Variable() | keras.Variable():
-            return np.array(value)
+            return keras.ops.convert_to_numpy(value)
         case tuple():
             return tuple(map(_plain, value))
         case set():
@@ -472,7 +472,7 @@ def _config(thing):
         warnings.simplefilter("ignore")  # of a lambda, which is not going to be loaded here
         try:
             return keras.saving.serialize_keras_object(thing)
-        except (NotImplementedError, TypeError, ValueError):
+        except (NotImplementedError, OSError, TypeError, ValueError):
             return None
 
 
@@ -500,7 +500,7 @@ def _code_of_lambda(config):
 
     That code also names its file, which in a notebook is another one after each restart.
     """
-    if not (isinstance(config, str) and config.startswith("4w") and config.endswith("=\n")):
+    if not (isinstance(config, str) and config.startswith("4w") and config.endswith("\n")):
         return None
     try:
         return _code(marshal.loads(base64.b64decode(config)))
@@ -521,7 +521,9 @@ def _code(code: types.CodeType) -> list:
 
 def copy_of(trainer, memo):
     """Return a `Trainer` in the same state, which goes its own way: ``copy.deepcopy(trainer)``."""
-    model = copy.deepcopy(trainer.model, memo)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the model's own optimizer, which is not used
+        model = copy.deepcopy(trainer.model, memo)
     optimizer = keras.optimizers.deserialize(keras.optimizers.serialize(trainer.optimizer))
     twin = memo[id(trainer)] = type(trainer)(model, trainer.loss_function, optimizer)
     if trainer.optimizer.built:

@@ -141,46 +141,42 @@ class DistributedTrainer(Trainer):
 
     @tf.function(reduce_retracing=True)
     def _train_step(self, x, y):
-        self.strategy.run(self._train_slice, args=(x, y, tf.range(tf.size(y))))
+        self.strategy.run(self._train_slice, args=(x, y))
 
     @tf.function(reduce_retracing=True)
     def _eval_step(self, x, y):
-        self.strategy.run(self._eval_slice, args=(x, y, tf.range(tf.size(y))))
+        self.strategy.run(self._eval_slice, args=(x, y))
 
-    def _train_slice(self, x, y, batch):
-        """Take a replica's part in the step on the images that `batch` names."""
-        x, y, weights = self._slice(x, y, batch)
+    def _train_slice(self, x, y):
+        """Take a replica's part in the step on a batch."""
+        n = tf.size(y)
+        x, y, weights = self._slice(x, y)
         with tf.GradientTape() as tape:
             predictions = self.model(x, training=True)
-            loss = self._part_of_loss(y, predictions, weights, tf.size(batch))
+            loss = self._part_of_loss(y, predictions, weights, n)
         gradients = tape.gradient(loss, self.model.trainable_variables)
         # Keras' optimizer asks the strategy for the sum of all replicas' gradients.
         self.optimizer.apply(gradients, self.model.trainable_variables)
-        self._count(self.train_loss, loss, tf.size(batch))
+        self._count(self.train_loss, loss, n)
         self.train_accuracy.update_state(y, predictions, sample_weight=weights)
 
-    def _eval_slice(self, x, y, batch):
-        x, y, weights = self._slice(x, y, batch)
+    def _eval_slice(self, x, y):
+        n = tf.size(y)
+        x, y, weights = self._slice(x, y)
         predictions = self.model(x, training=False)
-        self._count(
-            self.val_loss,
-            self._part_of_loss(y, predictions, weights, tf.size(batch)),
-            tf.size(batch),
-        )
+        self._count(self.val_loss, self._part_of_loss(y, predictions, weights, n), n)
         self.val_accuracy.update_state(y, predictions, sample_weight=weights)
 
-    def _slice(self, x, y, batch):
+    def _slice(self, x, y):
         """Return this replica's images of a batch, their labels, and the weight of each."""
         replicas = self.strategy.num_replicas_in_sync
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-        n = tf.size(batch)
-        # Never an empty slice: some kernels cannot differentiate one.
-        if n < replicas:
-            mine, weight = batch, 1 / replicas
-        else:
-            mine, weight = batch[replica * n // replicas : (replica + 1) * n // replicas], 1.0
+        n = tf.size(y)
+        start, end, weight = replica * n // replicas, (replica + 1) * n // replicas, 1.0
+        if n < replicas:  # never an empty slice: some kernels cannot differentiate one
+            start, end, weight = 0, n, 1 / replicas
         with tf.device("CPU:0"):
-            x, y = tf.gather(x, mine), tf.gather(y, mine)
+            x, y = x[start:end], y[start:end]
         return tf.cast(x, tf.float32), y, tf.fill(tf.shape(y), weight)
 
     def _part_of_loss(self, y, predictions, weights, n):

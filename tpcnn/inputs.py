@@ -3,6 +3,7 @@
 Each mistake is named: the argument, what was expected, what came, what to do.
 """
 
+import contextlib
 import functools
 import inspect
 import operator
@@ -206,13 +207,8 @@ def check_network(trainer, model, loss_function, optimizer) -> None:
         ValueError: they cannot be trained together.
     """
     if not isinstance(model, keras.Model):
-        advice = f" Make one: {model.__name__}()." if inspect.isclass(model) else ""
-        raise TypeError(f"model: expected a keras.Model, got {_kind(model)}.{advice}")
-    if isinstance(loss_function, keras.optimizers.Optimizer):
-        raise TypeError(
-            f"loss_function: expected a loss, got the optimizer {type(loss_function).__name__}. "
-            "The order is Trainer(model, loss_function, optimizer)."
-        )
+        raise TypeError(f"model: expected a keras.Model, got {_kind(model)}.")
+    _check_shapes(model)
     loss_function = _found("loss_function", keras.losses, loss_function)
     optimizer = _found("optimizer", keras.optimizers, optimizer)
     owner = loss_function if inspect.isfunction(loss_function) else type(loss_function)
@@ -221,9 +217,9 @@ def check_network(trainer, model, loss_function, optimizer) -> None:
         raise ValueError(
             f"loss_function: expected one for integer labels, got {owner.__name__}. Take "
             "keras.losses.SparseCategoricalCrossentropy, and labels that are integers from 0 to "
-            "the number of classes minus one."
+            "the number of classes minus one; one-hot labels become integers with "
+            "y.argmax(axis=1)."
         )
-    _check_shapes(model)
     if tf.distribute.has_strategy() and not hasattr(trainer, "strategy"):
         raise ValueError(
             "Trainer: expected to be made outside of a strategy's scope, got one under "
@@ -236,13 +232,13 @@ def check_network(trainer, model, loss_function, optimizer) -> None:
 
 def _found(name: str, module, what):
     """Return what Keras makes of `what`, which may be the name of it."""
-    try:
-        found = module.get(what)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{name}: {error}") from None
-    if found is None:
-        raise TypeError(f"{name}: expected one from {module.__name__}, got None.")
-    return found
+    with contextlib.suppress(TypeError, ValueError):
+        if (found := module.get(what)) is not None:
+            return found
+    raise TypeError(
+        f"{name}: expected one from {module.__name__}, got {_kind(what)}. "
+        "The order is Trainer(model, loss_function, optimizer)."
+    )
 
 
 def _check_shapes(model) -> None:
@@ -263,8 +259,8 @@ def _check_shapes(model) -> None:
         )
     if exit[1] == 1:
         raise ValueError(
-            "model: expected one output per class, got a single one. For two classes, too, end it "
-            "in Dense(2, activation='softmax')."
+            "model: expected one output per class, got a single one. For two classes end it in "
+            "Dense(2, activation='softmax'), and take keras.losses.SparseCategoricalCrossentropy."
         )
 
 
@@ -443,11 +439,13 @@ def positive_integer(name: str, value) -> int:
         ValueError: it is less than 1.
     """
     try:
-        number = operator.index(value)
+        number = None if isinstance(value, bool) else operator.index(value)
     except TypeError:
-        raise TypeError(f"{name}: expected an integer, got {value!r}.") from None
-    if number < 1 or isinstance(value, (bool, np.bool_)):
-        raise ValueError(f"{name}: expected 1 or more, got {value!r}.")
+        number = None
+    if number is None:
+        raise TypeError(f"{name}: expected an integer, got {value!r}.")
+    if number < 1:
+        raise ValueError(f"{name}: expected 1 or more, got {value}.")
     return number
 
 
@@ -589,10 +587,14 @@ ACCEPTED = (
 
 
 def _kind(thing) -> str:
-    """Return in a word or two what an argument is."""
-    if thing is None:
-        return "None"
-    return f"the class {thing.__name__}" if inspect.isclass(thing) else type(thing).__name__
+    """Return in a few words what an argument is."""
+    if thing is None or isinstance(thing, str):
+        return repr(thing)
+    if inspect.isclass(thing):
+        return f"the class {thing.__name__}, not yet an object: {thing.__name__}(...)"
+    if inspect.isfunction(thing):
+        return f"the function {thing.__name__}, not yet called: {thing.__name__}(...)"
+    return type(thing).__name__
 
 
 def _first(images) -> np.ndarray:

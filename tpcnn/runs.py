@@ -21,11 +21,14 @@ STEPS_PER_PART = 1000  # at most
 DIVERGED = """\
 The training diverged: after epoch {epoch} {found}, so it ended there. The weights are again those \
 {best}. Likely causes, the likeliest first:
-1. The learning rate, now {rate:g}, is too large. Try a tenth of it.
-2. The loss does not fit the model: from_logits=True is for a model that does not end in softmax.
-3. Images or labels are wrong: NaN or infinite pixels in a dataset, labels beyond the classes.
-4. A layer or loss of your own divides by zero, or takes the logarithm or root of such a number.
+{causes}
 Start again with a new model and a new optimizer: this one remembers the failed steps."""
+CAUSES = [
+    "The learning rate, now {rate:g}, is too large. Try a tenth of it.",
+    "The loss does not fit the model: from_logits=True is for a model without softmax.",
+    "Images or labels are wrong: NaN or infinite pixels in a dataset, labels beyond the classes.",
+    "A layer or loss of your own divides by zero, or takes the log or root of such a number.",
+]
 
 
 class Run:
@@ -58,9 +61,9 @@ class Run:
             callbacks,
             add_history=True,
             model=self.model,
+            verbose=verbose,
             epochs=self.n_epochs,
             steps=train.steps,
-            verbose=verbose,
         )
         self.callbacks = self._hooks.callbacks
         self.history = next(c for c in self.callbacks if isinstance(c, keras.callbacks.History))
@@ -68,6 +71,7 @@ class Run:
         self._by_val_batch = any(_listens(c, "test_batch") for c in self.callbacks)
         self._checkpoints = trainer.checkpoints_class(checkpoints, self)
         self._steps_per_part = 1
+        self._logs = None
         self._diverged = False
 
     def __enter__(self):
@@ -80,6 +84,8 @@ class Run:
             self.trainer.history = self.history.history
             restored = self._checkpoints.restore()
             self._first_epoch = (self.model._initial_epoch or 0) if restored is None else restored
+            if restored:
+                self._logs = {name: values[-1] for name, values in self.trainer.history.items()}
         except BaseException:
             self._checkpoints.unlock()
             raise
@@ -93,7 +99,7 @@ class Run:
                 else:
                     # As in Keras: an optimizer that averages the weights over the steps sets them.
                     self.trainer.optimizer.finalize_variable_values(self.model.trainable_variables)
-                self._hooks.on_train_end(self._last_results())
+                self._hooks.on_train_end(self._logs)
         finally:
             self._checkpoints.unlock()
 
@@ -176,20 +182,21 @@ class Run:
                 variable.assign(value)
         return {"loss": float(loss.result()), "accuracy": float(accuracy.result())}
 
-    def _last_results(self) -> dict[str, float]:
-        return {name: values[-1] for name, values in self.trainer.history.items() if values}
-
     def _return_to_best(self) -> None:
         self.model.set_weights(self.best_weights)
-        last, val_losses = self._last_results(), self.trainer.history["val_loss"]
+        last, val_losses = self._logs, self.trainer.history["val_loss"]
         best = "from before the training"
         if self.best_val_loss in val_losses:
             best = f"of epoch {val_losses.index(self.best_val_loss) + 1}, the best"
         found = f"the loss is {last['loss']} and the validation loss {last['val_loss']}"
+        causes = CAUSES
         if np.isfinite([last["loss"], last["val_loss"]]).all():
-            found = f"some weights are NaN or infinite, while {found}"
+            # ReLU makes 0 of a NaN, and so hides it from the loss.
+            found = f"some weights are NaN or infinite, though {found}"
+            causes = [CAUSES[2], *CAUSES[:2], CAUSES[3]]
         rate = float(self.trainer.optimizer.learning_rate)
-        message = DIVERGED.format(epoch=len(val_losses), found=found, best=best, rate=rate)
+        listed = "\n".join(f"{i}. {cause.format(rate=rate)}" for i, cause in enumerate(causes, 1))
+        message = DIVERGED.format(epoch=len(val_losses), found=found, best=best, causes=listed)
         inputs.warn(message, RuntimeWarning)
 
 
@@ -204,8 +211,7 @@ def _built_metrics(model: keras.Model) -> list[keras.metrics.Metric]:
 
 def _all_finite(model: keras.Model) -> bool:
     """Whether no weight is NaN, and no trainable one infinite."""
-    # A layer may hold infinity on purpose, such as in a mask; the loss would not tell of a NaN,
-    # since ReLU makes 0 of it.
+    # A layer may hold infinity on purpose, such as in a mask.
     trainable = all(tf.reduce_all(tf.math.is_finite(v)) for v in model.trainable_variables)
     others = (v for v in model.non_trainable_variables if tf.as_dtype(v.dtype).is_floating)
     return trainable and not any(tf.reduce_any(tf.math.is_nan(v)) for v in others)
