@@ -4,8 +4,10 @@ import pathlib
 import re
 
 import tpcnn  # noqa: F401  # isort: skip  # before TensorFlow, since it chooses how that starts
+import keras
 import pytest
 import tensorflow as tf
+from keras.src.trainers.trainer import model_supports_jit
 
 # Recent GPUs would round more than the comparisons with Keras and NumPy allow for.
 tf.config.experimental.enable_tensor_float_32_execution(False)
@@ -35,6 +37,18 @@ def cells_in(text: str) -> list[tuple[str, str]]:
 # The chapters that run code, and how many figures each shows.
 CHAPTERS = [name for name in PAGES if "```{code-cell}" in source(name)]
 FIGURES = {name: len(re.findall(r"(?m)^  figure:$", source(name))) for name in CHAPTERS}
+
+
+@pytest.fixture(params=["", "XLA"])
+def xla(request, monkeypatch):
+    """Run a test twice, the second time with the steps compiled as Keras has them on a GPU."""
+    if request.param:
+        # In place of a GPU, without which Keras would not choose XLA.
+        monkeypatch.setattr(keras.Model, "_resolve_auto_jit_compile", model_supports_jit)
+    return bool(request.param)
+
+
+with_xla_too = pytest.mark.usefixtures("xla")
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import with_xla_too
 from keras import layers
 
 EPOCHS = 40
@@ -199,6 +200,7 @@ def six_epochs():
     return everything(fit(None, 6))
 
 
+@with_xla_too
 def test_a_run_goes_on_to_more_epochs_and_ends_the_same(tmp_path):
     expected = everything(fit(None, 6, full))
     assert everything(fit(tmp_path, 3, full)) != expected
