@@ -1,5 +1,6 @@
 """Trainer, with Keras as the oracle."""
 
+import copy
 import gc
 import os
 import subprocess
@@ -345,6 +346,53 @@ def test_fit_keeps_no_images(arrays):
     assert reference() is None
 
 
+INTERRUPT = """
+import os, signal, threading, time
+import tpcnn, keras, numpy as np, tensorflow as tf
+
+def interrupted(units, x, y, **options):
+    layers = [keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(units, "relu")]
+    model = keras.Sequential([*layers, keras.layers.Dense(10, "softmax")])
+    trainer = tpcnn.Trainer(model, "sparse_categorical_crossentropy", keras.optimizers.SGD())
+
+    def interrupt():
+        while int(trainer.optimizer.iterations.value) < 150:  # well within the epoch
+            time.sleep(0.01)
+        trainer.interrupted = time.perf_counter()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    few = np.zeros((10, 8, 8, 1), np.float32), np.zeros(10, int)
+    try:
+        trainer.fit(x, y, *few, 1, False, **options)
+    except KeyboardInterrupt:
+        print(time.perf_counter() - trainer.interrupted)
+    try:
+        trainer.plot_history()
+    except RuntimeError as error:
+        print(error)
+
+def endless():
+    while True:
+        yield np.zeros((32, 8, 8, 1), np.float32), np.zeros(32, np.int64)
+
+x, y = np.zeros((1_000_000, 8, 8, 1), np.float32), np.zeros(1_000_000, int)
+interrupted(32, x, y, batch_size=8)
+interrupted(8192, x, y, batch_size=512)
+signature = tf.TensorSpec((32, 8, 8, 1)), tf.TensorSpec((32,), tf.int64)
+interrupted(32, tf.data.Dataset.from_generator(endless, output_signature=signature), None)
+"""
+
+
+def test_ctrl_c_ends_a_training_within_two_seconds():
+    """Short steps, long ones, and a stream without an end; the epochs would take minutes."""
+    command = [sys.executable, "-c", INTERRUPT]
+    printed = subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL, timeout=120)
+    lines = printed.splitlines()
+    assert all(float(seconds) < 2 for seconds in lines[::2]) and len(lines) == 6, printed
+    assert all("no history to plot yet" in line for line in lines[1::2]), printed
+
+
 FIT_A_STREAM = """
 import resource
 import numpy as np
@@ -526,7 +574,9 @@ STREAM_MISTAKES = {
         r"x_train: expected a dataset of \(images, labels\)",
     ),
     "other size": (lambda x, y: (stream(x[:, 1:], y), None), {}, r"x_train: .*\(n, 8, 8, 1\)"),
-    "one-hot": (lambda x, y: (stream(x, np.eye(10)[y]), None), {}, "x_train: .*argmax"),
+    "one-hot": (lambda x, y: (stream(x, np.eye(10)[y]), None), {}, r"argmax\(y, axis=1\)"),
+    "label column": (lambda x, y: (stream(x, y[:, None]), None), {}, r"\(x, y\[:, 0\]\)"),
+    "label 10": (lambda x, y: (stream(x, y + 1), None), {}, "from 0 to 9 in the dataset, got 10"),
     "float labels": (lambda x, y: (stream(x, y / 1), None), {}, "x_train: .*got float64"),
     "endless": (lambda x, y: (stream(x, y).repeat(), None), {}, "x_train: .*take"),
     "empty": (lambda x, y: (stream(x, y).take(0), None), {}, "x_train: .*no batch"),
@@ -596,6 +646,22 @@ def test_a_run_that_diverges_ends_with_its_best_weights(arrays, where):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
+def test_a_NaN_that_the_loss_does_not_show_ends_the_run_too(arrays):
+    """ReLU makes 0 of it, and the network goes on with weights that are NaN."""
+    x, y, *_ = arrays
+    spoiled = x.copy()
+    spoiled[N // 2, 3, 3] = np.nan
+    trainer = make_trainer(
+        ending_in(layers.Dense(8, activation="relu"), layers.Dense(10, activation="softmax"))
+    )
+    before = trainer.model.get_weights()
+    with pytest.warns(RuntimeWarning, match=r"(?s)some weights are NaN.*1\. Images or labels"):
+        history = trainer.fit(stream(spoiled, y), None, x, y, 3, False)
+    assert np.isfinite(history["loss"]).all()
+    for first, second in zip(before, trainer.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
 @with_xla_too
 @pytest.mark.parametrize("averages", [False, True])
 def test_where_the_first_epoch_diverges_the_first_weights_are_kept(arrays, averages):
@@ -620,6 +686,8 @@ def test_verbose_prints_the_lines_of_the_lab_sheet(arrays, capsys):
     ]
     trainer.fit(*arrays, 1, verbose=False)
     assert capsys.readouterr().out == ""
+    trainer.fit(*arrays, 1, verbose="auto")
+    assert capsys.readouterr().out.startswith("Epoch 1/1 - loss: ")
 
 
 def test_plot_history_draws_the_four_curves(arrays):
@@ -639,6 +707,14 @@ def with_pixel(x, value):
     x = x.copy()
     x[3, 2, 1, 0] = value
     return x
+
+
+class Batches(keras.utils.PyDataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        return np.zeros((8, 8, 8, 1)), np.zeros(8)
 
 
 # Each: what is done to the four arrays and the keywords, and what the error must say.
@@ -672,7 +748,23 @@ MISTAKES = {
     ),
     "label -1": (lambda a: {"y_val": a["y_val"] - 1}, "y_val.*got labels from -1"),
     "one-hot": (lambda a: {"y_train": np.eye(10)[a["y_train"]]}, "y_train.*argmax"),
-    "column": (lambda a: {"y_train": a["y_train"][:, None]}, r"y_train.*\(200, 1\)"),
+    "column": (lambda a: {"y_train": a["y_train"][:, None]}, r"y_train.*\(200, 1\).*ravel\(\)"),
+    "no labels": (lambda a: {"y_val": None}, "y_val: expected the labels .* got None"),
+    "no validation": (lambda a: {"x_val": None, "y_val": None}, r"x_val: .*None.*split\(x, y\)"),
+    "generator": (
+        lambda a: {"x_train": (x for x in ())},
+        "x_train: .*got generator.*from_generator",
+    ),
+    "PyDataset": (lambda a: {"x_train": Batches()}, "x_train: .*got Batches.*tf.data.Dataset"),
+    "images of two sizes": (
+        lambda a: {"x_train": [np.zeros((8, 8, 1)), np.zeros((7, 8, 1))]},
+        "x_train: expected images of one size",
+    ),
+    "keyword of Keras": (
+        lambda a: {"validation_split": 0.2},
+        "fit: .*'validation_split'.*Split the images first",
+    ),
+    "unknown keyword": (lambda a: {"batches": 3}, "fit: .*'batches'. Its arguments are x_train"),
     "length": (lambda a: {"y_train": a["y_train"][:-1]}, "y_train.*200, got 199"),
     "float labels": (lambda a: {"y_train": a["y_train"] + 0.5}, "y_train.*float64"),
     "no epoch": (lambda a: {"epochs": 0}, "epochs: expected 1 or more, got 0"),
@@ -702,7 +794,9 @@ def test_mistakes_are_named(arrays, mistake):
 
 def test_predict_names_mistakes_too(arrays):
     trainer = make_trainer()
-    with pytest.raises(ValueError, match=r"x: expected shape \(n, 8, 8, 1\), got \(8, 8, 1\)"):
+    with pytest.raises(
+        ValueError, match=r"x: expected shape \(n, 8, 8, 1\), got \(8, 8, 1\).*x\[:1\]"
+    ):
         trainer.predict(arrays[0][0])
     with pytest.raises(ValueError, match="x: expected finite pixels"):
         trainer.predict(with_pixel(arrays[0], np.nan))
@@ -710,6 +804,138 @@ def test_predict_names_mistakes_too(arrays):
         trainer.predict(arrays[0], batch_size=0)
     with pytest.raises(ValueError, match="x: expected an array of images, got a dataset"):
         trainer.predict(stream(*arrays[:2]))
+
+
+def ending_in(*last):
+    return keras.Sequential([keras.Input((8, 8, 1)), layers.Flatten(), *last])
+
+
+def with_outputs(*units):
+    inputs = keras.Input((8, 8, 1))
+    features = layers.Flatten()(inputs)
+    return keras.Model(inputs, [layers.Dense(n, activation="softmax")(features) for n in units])
+
+
+def used_optimizer():
+    optimizer = keras.optimizers.Adam()
+    optimizer.build(network().trainable_variables)
+    return optimizer
+
+
+# Each: the arguments of Trainer that are not as they should be, and what the error must say.
+MISTAKES_IN_NETWORKS = {
+    "no Flatten": (
+        {"model": lambda: keras.Sequential([keras.Input((8, 8, 1)), layers.Dense(10)])},
+        r"model: expected scores of shape \(n, classes\), got \(n, 8, 8, 10\). Put a Flatten",
+    ),
+    "a single output": (
+        {"model": lambda: ending_in(layers.Dense(1, "sigmoid")), "loss": lambda: "bce"},
+        r"model: expected one output per class, got a single one.*Dense\(2.*Sparse",
+    ),
+    "two outputs": ({"model": lambda: with_outputs(10, 2)}, "model: expected one output, got 2"),
+    "a function for a model": ({"model": lambda: network}, r"model: .*not yet called: network\("),
+    "a class for an optimizer": (
+        {"optimizer": lambda: keras.optimizers.SGD},
+        r"optimizer: .*SGD\(",
+    ),
+    "labels as wide as outputs": (
+        {"loss": keras.losses.CategoricalCrossentropy},
+        "loss_function: .*got CategoricalCrossentropy. Take keras.losses.Sparse.*argmax",
+    ),
+    "a loss that is no classifier's": ({"loss": lambda: "mse"}, "got mean_squared_error. Take"),
+    "another order": (
+        {"loss": keras.optimizers.SGD, "optimizer": keras.losses.SparseCategoricalCrossentropy},
+        "loss_function: .*got SGD. The order is Trainer",
+    ),
+    "a misspelt name": ({"optimizer": lambda: "adma"}, "optimizer: expected .*got 'adma'"),
+    "another model's optimizer": ({"optimizer": used_optimizer}, "optimizer: expected a new one"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES_IN_NETWORKS)
+def test_what_does_not_go_together_is_named_at_once(mistake):
+    wrong, message = MISTAKES_IN_NETWORKS[mistake]
+    right = {
+        "model": network,
+        "loss": keras.losses.SparseCategoricalCrossentropy,
+        "optimizer": keras.optimizers.SGD,
+    }
+    arguments = [make() for make in (right | wrong).values()]
+    with pytest.raises((TypeError, ValueError), match=message):
+        Trainer(*arguments)
+
+
+def functional(*last):
+    inputs = keras.Input((8, 8, 1))
+    outputs = layers.Dense(10)(layers.Flatten()(inputs))
+    for layer in last:
+        outputs = layer(outputs)
+    return keras.Model(inputs, outputs)
+
+
+# How a network ends, and whether that is softmax.
+ENDS = {
+    "Dense": (lambda: ending_in(layers.Dense(10)), False),
+    "relu": (lambda: ending_in(layers.Dense(10, activation="relu")), False),
+    "sigmoid": (lambda: ending_in(layers.Dense(10), layers.Activation("sigmoid")), False),
+    "ReLU": (lambda: functional(layers.ReLU()), False),
+    "dropout": (lambda: functional(layers.Dropout(0.5)), False),
+    "softmax": (lambda: ending_in(layers.Dense(10, activation="softmax")), True),
+    "softmax of TensorFlow": (lambda: ending_in(layers.Dense(10, activation=tf.nn.softmax)), True),
+    "Softmax": (lambda: functional(layers.Softmax()), True),
+    "Softmax, reshaped": (lambda: functional(layers.Softmax(), layers.Reshape((10,))), True),
+    "nested": (lambda: keras.Sequential([keras.Input((8, 8, 1)), network()]), True),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("from_logits", [False, True])
+def test_a_loss_that_does_not_fit_the_end_of_the_network_is_warned_of(arrays, end, from_logits):
+    make, softmax = ENDS[end]
+    fits = softmax != from_logits and not (from_logits and end in ("relu", "ReLU", "sigmoid"))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer = make_trainer(make(), from_logits=from_logits)
+    found = [str(w.message) for w in caught if w.filename == __file__]
+    if fits:
+        assert found == []
+    else:
+        (message,) = found
+        assert f"model: expected {'logits' if from_logits else 'probabilities'}" in message
+    np.testing.assert_allclose(np.sum(trainer.predict(arrays[0][:9]), axis=1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("hidden", ["a class of one's own", "a lambda"])
+def test_where_the_end_cannot_be_seen_nothing_is_said(arrays, hidden):
+    unseen = layers.Dense(10, activation=lambda z: tf.nn.softmax(z))
+    model = Unbuilt() if hidden == "a class of one's own" else ending_in(unseen)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trainer = make_trainer(model)
+    np.testing.assert_allclose(trainer.predict(arrays[0]), model(arrays[0]), rtol=1e-6)
+
+
+def test_too_little_memory_is_named(arrays):
+    """An image of more bytes than any machine has takes the place of a GPU that is too small."""
+    huge = [layers.UpSampling2D((400_000, 400_000)), layers.GlobalAveragePooling2D()]
+    head = [keras.Input((8, 8, 1)), *huge, layers.Dense(10, activation="softmax")]
+    trainer = make_trainer(keras.Sequential(head))
+    # TensorFlow waits for ten seconds, in case the memory comes free.
+    with pytest.raises(MemoryError, match=r"predict: the device has too little .*smaller batch"):
+        trainer.predict(arrays[0][:1])
+
+
+def test_a_copy_goes_its_own_way(arrays):
+    model = network()
+    model.add(layers.Dropout(0.1))
+    trainer = make_trainer(model)
+    trainer.fit(*arrays, 1, False)
+    twin = copy.deepcopy(trainer)
+    before = trainer.model.get_weights()
+    expected = twin.fit(*arrays, 2, False)
+    for first, second in zip(before, trainer.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(first, second)
+    assert trainer.fit(*arrays, 2, False) == expected  # the order and the dropout are the same, too
 
 
 def test_pixels_beyond_one_are_allowed_with_one_warning(arrays):

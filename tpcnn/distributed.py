@@ -55,12 +55,17 @@ class _SharedCheckpoints(Checkpoints):
 class DistributedTrainer(Trainer):
     """Train one model on the replicas of a `tf.distribute` strategy.
 
-    Make model, optimizer and trainer under the strategy::
+    Make a strategy, once in a process, and under it model, optimizer and trainer; the next model
+    is made under the same strategy::
 
         strategy = tf.distribute.MirroredStrategy()
-        with strategy.scope():
-            trainer = DistributedTrainer(build_model(), loss_function, keras.optimizers.Adam())
-        trainer.fit(...)
+        for build in (build_fc, build_cnn):
+            with strategy.scope():
+                trainer = DistributedTrainer(build(), loss_function, keras.optimizers.Adam())
+            trainer.fit(...)
+
+    With a second strategy TensorFlow would take its sums for those of the first one, and end that
+    and all that follows with an error about collective operations.
 
     `batch_size` is that of all replicas together. `fit` draws the batches that `Trainer` would draw
     from the same seed, and gives each replica a slice of each; the sizes of the slices differ by
@@ -97,10 +102,12 @@ class DistributedTrainer(Trainer):
         is_chief: whether this process prints and writes.
 
     Raises:
-        ValueError: the model or the optimizer was not made under the strategy, or does not suit it.
+        ValueError: the model or the optimizer was not made under the strategy, or does not suit it;
+            or another strategy is in use in this process.
     """
 
     checkpoints_class = _SharedCheckpoints
+    _strategy_of_the_process = None
 
     def __init__(self, model, loss_function, optimizer):
         self.strategy = tf.distribute.get_strategy()
@@ -217,6 +224,14 @@ class DistributedTrainer(Trainer):
             )
         if self.strategy.num_replicas_in_sync == 1:
             return
+        first = DistributedTrainer._strategy_of_the_process or self.strategy
+        if first is not self.strategy:
+            raise ValueError(
+                "strategy: expected the one that this process has used before, got another "
+                f"{type(self.strategy).__name__}. Make one strategy at the start, and every model "
+                "under it; for other devices start Python anew."
+            )
+        DistributedTrainer._strategy_of_the_process = first
         made_here = self.strategy.extended.variable_created_in_scope
         for name, variables in [
             ("model", self.model.variables),

@@ -194,7 +194,7 @@ class Run:
             # ReLU makes 0 of a NaN, and so hides it from the loss.
             found = f"some weights are NaN or infinite, though {found}"
             causes = [CAUSES[2], *CAUSES[:2], CAUSES[3]]
-        rate = float(self.trainer.optimizer.learning_rate)
+        rate = float(keras.ops.convert_to_numpy(self.trainer.optimizer.learning_rate))
         listed = "\n".join(f"{i}. {cause.format(rate=rate)}" for i, cause in enumerate(causes, 1))
         message = DIVERGED.format(epoch=len(val_losses), found=found, best=best, causes=listed)
         inputs.warn(message, RuntimeWarning)
