@@ -83,7 +83,7 @@ def adam_w() -> keras.optimizers.Optimizer:
 
 
 def ours(model: keras.Model) -> Trainer:
-    """Return a trainer for `model`."""
+    """Return a `Trainer` for `model`, which ends in softmax, with the optimizer of `adam_w`."""
     return Trainer(model, keras.losses.SparseCategoricalCrossentropy(), adam_w())
 
 
@@ -95,6 +95,9 @@ def keras_fit(model: keras.Model, data, batch_size: int, steps_per_execution: in
         data: ``x, y, x_val, y_val``.
         batch_size: images per step.
         steps_per_execution: how many steps Keras takes before it returns to Python.
+
+    Returns:
+        The function; it takes no arguments.
     """
     x, y, x_val, y_val = data
     model.compile(
@@ -134,7 +137,16 @@ def compare_training(
 
 
 def compare_predict(build, x, repetitions: int = 5) -> dict:
-    """Time `Trainer.predict` and `keras.Model.predict`, in turn, as `interleaved` does."""
+    """Time `Trainer.predict` and `keras.Model.predict`, in turn.
+
+    Args:
+        build: function that returns a model.
+        x: images, of the shape the model expects with a leading n.
+        repetitions: timed predictions of each side.
+
+    Returns:
+        As `interleaved`, for ``ours`` and ``default``.
+    """
     model = build()
     trainer = ours(model)
     return interleaved(
@@ -154,7 +166,17 @@ def matrix_product(size: int = 2048) -> Callable[[], None]:
 
 
 def peak(repetitions: int = 5, size: int = 2048) -> float:
-    """Return the operations per second of a large matrix product, the best of some."""
+    """Return the operations per second of a large matrix product, the best of some.
+
+    It stands for the level part of the roofline (Williams, Waterman and Patterson 2009).
+
+    Args:
+        repetitions: how often it is timed.
+        size: rows and columns of the two float32 matrices.
+
+    Returns:
+        Additions and multiplications per second.
+    """
     timing = interleaved({"product": matrix_product(size)}, repetitions)["product"]
     return 2 * size**3 / min(timing["seconds"])
 
@@ -162,7 +184,15 @@ def peak(repetitions: int = 5, size: int = 2048) -> float:
 def bandwidth(repetitions: int = 5, numbers: int = 2**26) -> float:
     """Return the bytes per second at which one array is added to another, the best of some.
 
-    Two arrays are read and one is written. They are larger than a processor's caches.
+    Two arrays are read and one is written. They are larger than a processor's caches. It stands
+    for the slanted part of the roofline.
+
+    Args:
+        repetitions: how often it is timed.
+        numbers: the length of the two float32 arrays.
+
+    Returns:
+        Bytes per second.
     """
     total, other = tf.Variable(tf.zeros(numbers)), tf.ones(numbers)
     add = tf.function(lambda: total.assign_add(other)[0])
@@ -176,6 +206,9 @@ def training_operations(model: keras.Model) -> int:
     Counted are the convolutions and dense layers. Backward, each computes two gradients, one for
     its weights and one for its inputs, and each costs what the forward pass costs. The first of
     them has no use for the second.
+
+    Args:
+        model: a built `keras.Sequential`, or a model that lists all its layers as that does.
     """
     forward = [n for layer in model.layers if (n := _operations(layer))]
     return 3 * sum(forward) - forward[0]
@@ -196,6 +229,10 @@ def training_bytes(model: keras.Model, batch_size: int) -> int:
     Each layer reads its input and writes its output, three times as much in all with the way
     back. Each weight is read twice; its gradient is written and read; Adam reads and writes it
     together with its two averages.
+
+    Args:
+        model: as for `training_operations`; its numbers are float32.
+        batch_size: images per step.
     """
     numbers = sum(
         math.prod(layer.input.shape[1:]) + math.prod(layer.output.shape[1:])
@@ -205,7 +242,17 @@ def training_bytes(model: keras.Model, batch_size: int) -> int:
 
 
 def steps_on_device(trainer: Trainer, x, y, batch_size: int) -> Callable[[], None]:
-    """Return a function that takes one training step per batch, data on the device already."""
+    """Return a function that takes one training step per batch, data on the device already.
+
+    Args:
+        trainer: it trains, and its weights change, with each call.
+        x: images, float32, of the shape the model expects with a leading n.
+        y: integer labels, shape (n,).
+        batch_size: images per step; the last one may have fewer.
+
+    Returns:
+        The function; it takes no arguments, and returns when the device is done.
+    """
     x, y = tf.constant(x), tf.constant(y, tf.int32)
     trainer.optimizer.build(trainer.model.trainable_variables)
 
@@ -218,6 +265,14 @@ def steps_on_device(trainer: Trainer, x, y, batch_size: int) -> Callable[[], Non
 
 def share_of_peak(build, x, y, batch_size: int, repetitions: int = 5, size: int = 2048) -> dict:
     """Compare a training step with a large matrix product, operation for operation.
+
+    Args:
+        build: function that returns a model; see `training_operations`.
+        x: images, as for `steps_on_device`.
+        y: integer labels, shape (n,).
+        batch_size: images per step.
+        repetitions: how often each of the two is timed.
+        size: rows and columns of the two float32 matrices.
 
     Returns:
         The timings of `interleaved`, with ``share``: operations per second of the step divided

@@ -25,6 +25,9 @@ def fit(trainer_class) -> None:
     whole set as one batch is right as well, without the bonus; so a batch size of more than 1103
     images that cannot be changed by an argument ``batch_size`` earns none.
 
+    Args:
+        trainer_class: the student's class, not an object made from it.
+
     Raises:
         Mistake: see its message.
     """

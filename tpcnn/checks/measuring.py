@@ -22,8 +22,8 @@ def accuracy(step: str, trainer, x_test, y_test) -> None:
     Args:
         step: a key of `REQUIRED_ACCURACY`.
         trainer: the student's Trainer after training; its `predict` is used.
-        x_test: the test images, prepared.
-        y_test: their labels, shape (n,).
+        x_test: the test images, prepared: float32 of shape (n, 28, 28, 1), in [0, 1].
+        y_test: their labels, integers of shape (n,).
 
     Raises:
         Mistake: the accuracy is below the requirement, `predict` does not give probabilities,

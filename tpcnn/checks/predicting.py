@@ -19,6 +19,9 @@ def predict(trainer_class) -> None:
 
     That the 5003 images must not pass through the model all at once is how it judges the memory.
 
+    Args:
+        trainer_class: the student's class, not an object made from it.
+
     Raises:
         Mistake: see its message.
     """

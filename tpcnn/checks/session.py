@@ -42,6 +42,10 @@ def forget() -> None:
 def name(first_name: str, last_name: str) -> None:
     """Note who hands the report in.
 
+    Args:
+        first_name: as the student writes it.
+        last_name: likewise.
+
     Raises:
         Mistake: a name is missing.
     """
@@ -54,7 +58,10 @@ def name(first_name: str, last_name: str) -> None:
 
 
 def report() -> None:
-    """Print the summary to hand in: steps, accuracies, bonuses, versions and device."""
+    """Print the summary to hand in: steps, accuracies, bonuses, versions and device.
+
+    It reports what the other checks have noted in this session, and checks nothing itself.
+    """
     print("Training image classifiers: report of the lab")
     print(f"{'name':32}{' '.join(student) or 'not given'}")
     print()

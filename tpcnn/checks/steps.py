@@ -28,6 +28,9 @@ CLOSE = 1e-3  # relative; the graphics processors' rounding is far below what a 
 def train_step(trainer_class) -> None:
     """Check `_train_step` of the student's Trainer by what one step does to a tiny network.
 
+    Args:
+        trainer_class: the student's class, not an object made from it.
+
     Raises:
         Mistake: see its message.
     """
@@ -40,6 +43,9 @@ def train_step(trainer_class) -> None:
 @check
 def eval_step(trainer_class) -> None:
     """Check `_eval_step` of the student's Trainer: it must measure and change nothing.
+
+    Args:
+        trainer_class: the student's class, not an object made from it.
 
     Raises:
         Mistake: see its message.
