@@ -14,8 +14,9 @@ from keras import layers
 
 import tpcnn
 from tpcnn import checks
-from tpcnn.checks import results
+from tpcnn.checks import session
 from tpcnn.checks.mistakes import Section
+from tpcnn.requirements import REQUIRED_ACCURACY
 
 RIGHT = """
 class Trainer:
@@ -75,9 +76,9 @@ TRAINER_CHECKS = ("train_step", "eval_step", "fit", "predict")
 
 @pytest.fixture(autouse=True)
 def new_session():
-    results.forget()
+    session.forget()
     yield
-    results.forget()
+    session.forget()
 
 
 def student(source: str) -> type:
@@ -118,7 +119,7 @@ def changed_methods(trainer_class) -> list[str]:
         if inspect.getsource(getattr(trainer_class, f"_{step}").python_function)
         == inspect.getsource(getattr(right, f"_{step}").python_function)
     ]
-    results.passed.update({step: trainer_class for step in same})
+    session.passed.update({step: trainer_class for step in same})
     return [check for check in TRAINER_CHECKS if check not in same]
 
 
@@ -591,7 +592,7 @@ def test_a_right_trainer_passes_in_any_style(style, capsys):
 def test_the_bonus_is_for_a_new_order_in_each_epoch(capsys):
     checks.fit(changed(("np.random.permutation(len(x_train))", "np.arange(len(x_train))")))
     assert "always the same" in capsys.readouterr().out
-    assert not results.bonuses["mini-batches"]
+    assert not session.bonuses["mini-batches"]
 
 
 # Networks.
@@ -646,7 +647,7 @@ RIGHT_MODELS = {
 @pytest.mark.parametrize("case", RIGHT_MODELS)
 def test_a_right_model_passes_in_any_style(case, capsys):
     build, loss = RIGHT_MODELS[case]
-    for step in checks.REQUIRED_ACCURACY:
+    for step in REQUIRED_ACCURACY:
         checks.model(build(), loss, step=step)
     assert capsys.readouterr().out.count("Right: ") == 3
 
@@ -906,7 +907,7 @@ class Answers:
 
 def test_an_accuracy_is_compared_with_what_the_step_requires(capsys):
     x, y = np.zeros((1000, 28, 28, 1)), np.arange(1000) % 10
-    for step, required in checks.REQUIRED_ACCURACY.items():
+    for step, required in REQUIRED_ACCURACY.items():
         with pytest.raises(checks.Mistake, match=rf"accuracy {required - 0.01:.2%}, required"):
             checks.accuracy(step, Answers(y, required - 0.01), x, y)
         checks.accuracy(step, Answers(y, required), x, y)

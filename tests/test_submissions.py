@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+import tomllib
 
 import nbformat
 import psutil
@@ -15,7 +16,7 @@ from conftest import ROOT
 from myst_nb.core.read import myst_nb_reader_plugin
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from tpcnn.checks.__main__ import main
+from tpcnn.checks.teacher.table import main
 
 ACCURACIES = {"fully_connected": "97.31", "cnn": "98.90", "fashion": "91.20"}
 DRAWS = ("plots.", "plot_history(")
@@ -360,6 +361,20 @@ def test_it_runs_as_a_command_and_says_what_is_wrong_with_it(tmp_path, good):
     ended = run(GOOD, "--csv", "nowhere/table.csv")
     assert ended.returncode == 2
     assert "there is no folder nowhere" in ended.stderr
+
+
+def test_the_module_of_the_chapters_loads_nothing_of_it():
+    """Colab imports `tpcnn` for each chapter; the command is for teachers."""
+    code = "import sys, tpcnn; print(*sys.modules)"
+    loaded = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).split()
+    assert "tpcnn.checks.steps" in loaded
+    assert not [name for name in loaded if name.startswith("tpcnn.checks.teacher")]
+
+
+def test_every_package_of_the_module_is_installed():
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    packages = [path.parent.relative_to(ROOT) for path in ROOT.glob("tpcnn/**/__init__.py")]
+    assert sorted(listed) == sorted(".".join(package.parts) for package in packages)
 
 
 def test_an_old_notebook_is_read_too(table, good):

@@ -1,7 +1,7 @@
 """The module that the chapters of the book run."""
 
 from tpcnn import device  # isort: skip  # first: it decides how TensorFlow starts
-from tpcnn import checks, plots
+from tpcnn import checks, models, plots, requirements
 from tpcnn.data import (
     Dataset,
     add_channel,
@@ -26,8 +26,10 @@ __all__ = [
     "device",
     "load_fashion_mnist",
     "load_mnist",
+    "models",
     "normalize",
     "plots",
     "require_gpu",
+    "requirements",
     "split",
 ]

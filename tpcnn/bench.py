@@ -23,18 +23,31 @@ import keras  # isort: skip
 import numpy as np
 import tensorflow as tf
 
-from tpcnn.checks import REQUIRED_ACCURACY
 from tpcnn.data import load_fashion_mnist, load_mnist
-from tpcnn.models import build_cnn, build_fashion_cnn, build_fc
+from tpcnn.models import (
+    BATCH_SIZE,
+    CLASSES,
+    IMAGE_SHAPE,
+    WEIGHT_DECAY,
+    build_cnn,
+    build_fashion_cnn,
+    build_fc,
+)
+from tpcnn.requirements import REQUIRED_ACCURACY
 from tpcnn.trainer import Trainer
 
 # Model, batch size of its chapter, what is asked for against the two ways to call model.fit.
-MODELS = {"fully connected": (build_fc, 256, 2.0, 1.2), "cnn": (build_cnn, 128, 1.4, 1.1)}
+MODELS = {
+    "fully connected": (build_fc, BATCH_SIZE["fully_connected"], 2.0, 1.2),
+    "cnn": (build_cnn, BATCH_SIZE["cnn"], 1.4, 1.1),
+}
 STEPS_PER_EXECUTION = (8, 32)  # besides 1, the default, and all steps of an epoch
 SHARE_OF_PEAK = 0.55
 RECIPE = 1.6
 PREDICT = 1.3
 PREDICT_BATCH = 256
+# What both sides of the one-epoch recipe follow (T. Oikarinen, train_mnist_fast, 2021).
+RECIPE_BATCH_SIZE, RECIPE_RATE, RECIPE_BETAS = 256, 0.01, (0.7, 0.9)
 
 
 def interleaved(contenders: dict[str, Callable[[], object]], repetitions: int = 5) -> dict:
@@ -65,12 +78,12 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def adam_w() -> keras.optimizers.Optimizer:
-    """Return the optimizer of the book's networks, at a constant learning rate."""
-    return keras.optimizers.AdamW(0.001, weight_decay=0.004)
+    """Return the optimizer of the two networks for MNIST, at a constant learning rate."""
+    return keras.optimizers.AdamW(0.001, weight_decay=WEIGHT_DECAY["cnn"])
 
 
 def ours(model: keras.Model) -> Trainer:
-    """Return a trainer for `model`."""
+    """Return a `Trainer` for `model`, which ends in softmax, with the optimizer of `adam_w`."""
     return Trainer(model, keras.losses.SparseCategoricalCrossentropy(), adam_w())
 
 
@@ -82,6 +95,9 @@ def keras_fit(model: keras.Model, data, batch_size: int, steps_per_execution: in
         data: ``x, y, x_val, y_val``.
         batch_size: images per step.
         steps_per_execution: how many steps Keras takes before it returns to Python.
+
+    Returns:
+        The function; it takes no arguments.
     """
     x, y, x_val, y_val = data
     model.compile(
@@ -121,7 +137,16 @@ def compare_training(
 
 
 def compare_predict(build, x, repetitions: int = 5) -> dict:
-    """Time `Trainer.predict` and `keras.Model.predict`, in turn, as `interleaved` does."""
+    """Time `Trainer.predict` and `keras.Model.predict`, in turn.
+
+    Args:
+        build: function that returns a model.
+        x: images, of the shape the model expects with a leading n.
+        repetitions: timed predictions of each side.
+
+    Returns:
+        As `interleaved`, for ``ours`` and ``default``.
+    """
     model = build()
     trainer = ours(model)
     return interleaved(
@@ -141,7 +166,17 @@ def matrix_product(size: int = 2048) -> Callable[[], None]:
 
 
 def peak(repetitions: int = 5, size: int = 2048) -> float:
-    """Return the operations per second of a large matrix product, the best of some."""
+    """Return the operations per second of a large matrix product, the best of some.
+
+    It stands for the level part of the roofline (Williams, Waterman and Patterson 2009).
+
+    Args:
+        repetitions: how often it is timed.
+        size: rows and columns of the two float32 matrices.
+
+    Returns:
+        Additions and multiplications per second.
+    """
     timing = interleaved({"product": matrix_product(size)}, repetitions)["product"]
     return 2 * size**3 / min(timing["seconds"])
 
@@ -149,7 +184,15 @@ def peak(repetitions: int = 5, size: int = 2048) -> float:
 def bandwidth(repetitions: int = 5, numbers: int = 2**26) -> float:
     """Return the bytes per second at which one array is added to another, the best of some.
 
-    Two arrays are read and one is written. They are larger than a processor's caches.
+    Two arrays are read and one is written. They are larger than a processor's caches. It stands
+    for the slanted part of the roofline.
+
+    Args:
+        repetitions: how often it is timed.
+        numbers: the length of the two float32 arrays.
+
+    Returns:
+        Bytes per second.
     """
     total, other = tf.Variable(tf.zeros(numbers)), tf.ones(numbers)
     add = tf.function(lambda: total.assign_add(other)[0])
@@ -163,6 +206,9 @@ def training_operations(model: keras.Model) -> int:
     Counted are the convolutions and dense layers. Backward, each computes two gradients, one for
     its weights and one for its inputs, and each costs what the forward pass costs. The first of
     them has no use for the second.
+
+    Args:
+        model: a built `keras.Sequential`, or a model that lists all its layers as that does.
     """
     forward = [n for layer in model.layers if (n := _operations(layer))]
     return 3 * sum(forward) - forward[0]
@@ -183,6 +229,10 @@ def training_bytes(model: keras.Model, batch_size: int) -> int:
     Each layer reads its input and writes its output, three times as much in all with the way
     back. Each weight is read twice; its gradient is written and read; Adam reads and writes it
     together with its two averages.
+
+    Args:
+        model: as for `training_operations`; its numbers are float32.
+        batch_size: images per step.
     """
     numbers = sum(
         math.prod(layer.input.shape[1:]) + math.prod(layer.output.shape[1:])
@@ -192,7 +242,17 @@ def training_bytes(model: keras.Model, batch_size: int) -> int:
 
 
 def steps_on_device(trainer: Trainer, x, y, batch_size: int) -> Callable[[], None]:
-    """Return a function that takes one training step per batch, data on the device already."""
+    """Return a function that takes one training step per batch, data on the device already.
+
+    Args:
+        trainer: it trains, and its weights change, with each call.
+        x: images, float32, of the shape the model expects with a leading n.
+        y: integer labels, shape (n,).
+        batch_size: images per step; the last one may have fewer.
+
+    Returns:
+        The function; it takes no arguments, and returns when the device is done.
+    """
     x, y = tf.constant(x), tf.constant(y, tf.int32)
     trainer.optimizer.build(trainer.model.trainable_variables)
 
@@ -205,6 +265,14 @@ def steps_on_device(trainer: Trainer, x, y, batch_size: int) -> Callable[[], Non
 
 def share_of_peak(build, x, y, batch_size: int, repetitions: int = 5, size: int = 2048) -> dict:
     """Compare a training step with a large matrix product, operation for operation.
+
+    Args:
+        build: function that returns a model; see `training_operations`.
+        x: images, as for `steps_on_device`.
+        y: integer labels, shape (n,).
+        batch_size: images per step.
+        repetitions: how often each of the two is timed.
+        size: rows and columns of the two float32 matrices.
 
     Returns:
         The timings of `interleaved`, with ``share``: operations per second of the step divided
@@ -296,10 +364,10 @@ def cost(images: int, epochs: int, units: int) -> dict:
     trainer = ours(
         keras.Sequential(
             [
-                keras.Input((28, 28, 1)),
+                keras.Input(IMAGE_SHAPE),
                 layers.Flatten(),
                 layers.Dense(units, "relu"),
-                layers.Dense(10, "softmax"),
+                layers.Dense(CLASSES, "softmax"),
             ]
         )
     )
@@ -322,12 +390,15 @@ def most_memory() -> int:
     return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])
 
 
-def quick_network() -> keras.Model:
-    """Return the network of the one-epoch recipe (T. Oikarinen, train_mnist_fast, 2021)."""
+def recipe_network() -> keras.Model:
+    """Return the network of the one-epoch recipe (T. Oikarinen, train_mnist_fast, 2021).
+
+    Two convolutions with pooling and a dense layer, without batch normalisation.
+    """
     layers = keras.layers
     return keras.Sequential(
         [
-            keras.Input((28, 28, 1)),
+            keras.Input(IMAGE_SHAPE),
             layers.Conv2D(24, 5),
             layers.MaxPooling2D(),
             layers.ReLU(),
@@ -336,12 +407,14 @@ def quick_network() -> keras.Model:
             layers.ReLU(),
             layers.Flatten(),
             layers.Dense(256, "relu"),
-            layers.Dense(10, "softmax"),
+            layers.Dense(CLASSES, "softmax"),
         ]
     )
 
 
-def one_cycle(steps: int, highest: float = 0.01) -> keras.optimizers.schedules.LearningRateSchedule:
+def one_cycle(
+    steps: int, highest: float = RECIPE_RATE
+) -> keras.optimizers.schedules.LearningRateSchedule:
     """Return the recipe's learning rate: a rise for 0.3 of the steps, then a fall to almost 0."""
     rise = int(0.3 * steps)
     return keras.optimizers.schedules.CosineDecay(
@@ -354,17 +427,17 @@ def one_cycle(steps: int, highest: float = 0.01) -> keras.optimizers.schedules.L
 
 def our_recipe(x, y, x_test, y_test) -> Callable[[], float]:
     """Return a function that trains anew by the recipe and returns the test accuracy."""
-    steps = math.ceil(len(x) / 256)
-    optimizer = keras.optimizers.Adam(one_cycle(steps), beta_1=0.7, beta_2=0.9)
+    steps = math.ceil(len(x) / RECIPE_BATCH_SIZE)
+    optimizer = keras.optimizers.Adam(one_cycle(steps), *RECIPE_BETAS)
     loss_function = keras.losses.SparseCategoricalCrossentropy()
-    trainer = Trainer(quick_network(), loss_function, optimizer)
+    trainer = Trainer(recipe_network(), loss_function, optimizer)
 
     def run() -> float:
-        trainer.model.set_weights(quick_network().get_weights())
+        trainer.model.set_weights(recipe_network().get_weights())
         for variable in optimizer.variables:
             if variable is not optimizer.learning_rate:
                 variable.assign(tf.zeros_like(variable))
-        history = trainer.fit(x, y, x_test, y_test, 1, verbose=False, batch_size=256)
+        history = trainer.fit(x, y, x_test, y_test, 1, verbose=False, batch_size=RECIPE_BATCH_SIZE)
         return history["val_accuracy"][-1]
 
     return run
@@ -392,12 +465,15 @@ def torch_recipe(x, y, x_test, y_test) -> Callable[[], float]:
         dense = nn.Linear(800, 256), relu, nn.Linear(256, 10)
         model = nn.Sequential(first, pool, relu, second, pool, relu, nn.Flatten(), *dense)
         model.to(where)
-        optimizer = torch.optim.Adam(model.parameters(), betas=(0.7, 0.9))
+        optimizer = torch.optim.Adam(model.parameters(), betas=RECIPE_BETAS)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, 0.01, total_steps=math.ceil(len(x) / 256), cycle_momentum=False
+            optimizer,
+            RECIPE_RATE,
+            total_steps=math.ceil(len(x) / RECIPE_BATCH_SIZE),
+            cycle_momentum=False,
         )
         order = torch.randperm(len(x), device=where)
-        for batch in order.split(256):
+        for batch in order.split(RECIPE_BATCH_SIZE):
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(x[batch]), y[batch]).backward()
             optimizer.step()
@@ -405,7 +481,9 @@ def torch_recipe(x, y, x_test, y_test) -> Callable[[], float]:
         with torch.no_grad():
             hits = [
                 (model(images).argmax(1) == truth).sum()
-                for images, truth in zip(x_test.split(256), y_test.split(256), strict=True)
+                for images, truth in zip(
+                    x_test.split(PREDICT_BATCH), y_test.split(PREDICT_BATCH), strict=True
+                )
             ]
         return float(sum(hits)) / len(x_test)
 
@@ -458,6 +536,7 @@ def seconds_to_required() -> dict[str, float | None]:
             trainer.fit,
             *(data.x_train, data.y_train, data.x_val, data.y_val, 10),
             verbose=False,
+            batch_size=BATCH_SIZE[chapter],
             callbacks=[stop],
         )
         elapsed = seconds(fit)
@@ -509,12 +588,12 @@ def rows(images: int, repetitions: int) -> list[dict]:
             "PyTorch",
             recipe["torch"]["median"] / recipe["ours"]["median"],
             RECIPE,
-            images_per_second=60000 / recipe["ours"]["median"],
+            images_per_second=(len(mnist.x_train) + len(mnist.x_val)) / recipe["ours"]["median"],
             first=[recipe["ours"]["first"], recipe["torch"]["first"]],
             seconds=[recipe["ours"]["seconds"], recipe["torch"]["seconds"]],
             accuracies=[recipe["ours"]["accuracies"], recipe["torch"]["accuracies"]],
         )
-    shares = share_of_peak(build_cnn, data[0], data[1], 128, repetitions)
+    shares = share_of_peak(build_cnn, data[0], data[1], BATCH_SIZE["cnn"], repetitions)
     add(
         "cnn, training step",
         "matrix product (share of its speed)",

@@ -2,20 +2,14 @@
 
 from tpcnn.checks.dataset import data
 from tpcnn.checks.fitting import fit
+from tpcnn.checks.measuring import accuracy
 from tpcnn.checks.mistakes import Mistake
 from tpcnn.checks.networks import model
 from tpcnn.checks.predicting import predict
-from tpcnn.checks.results import (
-    REQUIRED_ACCURACY,
-    accuracy,
-    name,
-    report,
-    require_accuracy,
-)
+from tpcnn.checks.session import name, report
 from tpcnn.checks.steps import eval_step, train_step
 
 __all__ = [
-    "REQUIRED_ACCURACY",
     "Mistake",
     "accuracy",
     "data",
@@ -25,6 +19,5 @@ __all__ = [
     "name",
     "predict",
     "report",
-    "require_accuracy",
     "train_step",
 ]

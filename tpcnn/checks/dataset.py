@@ -6,7 +6,7 @@ import re
 import numpy as np
 
 from tpcnn import sources
-from tpcnn.checks import results
+from tpcnn.checks import session
 from tpcnn.checks.mistakes import Mistake, Section, blank, check
 
 NAMES = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}
@@ -36,7 +36,7 @@ def data(x_train, y_train, x_val, y_val, x_test, y_test, raw) -> None:
     """
     key = _key_of(raw[1][1])
     dataset = NAMES.get(key, "other images")
-    results.passed.pop(dataset, None)
+    session.passed.pop(dataset, None)
     try:
         sizes = _find_mistake(x_train, y_train, x_val, y_val, x_test, y_test, raw, key)
     except Mistake as mistake:
@@ -44,7 +44,7 @@ def data(x_train, y_train, x_val, y_val, x_test, y_test, raw) -> None:
             text = re.sub(r"\b([xy]_(train|val|test))\b", r"fashion_\1", str(mistake))
             mistake.args = (text,)
         raise
-    results.passed[dataset] = None
+    session.passed[dataset] = None
     print(
         f"Right: {dataset}, {sizes['train']} training, {sizes['val']} validation and "
         f"{sizes['test']} test images,\npixels in [0, 1], each with its label."

@@ -5,9 +5,9 @@ from itertools import chain, groupby
 
 import numpy as np
 
-from tpcnn.checks import results
+from tpcnn.checks import session
 from tpcnn.checks.mistakes import Mistake, Section, blank, check, is_blank, raised, run
-from tpcnn.checks.spies import Bench, images
+from tpcnn.checks.spies import WatchedTrainer, images
 from tpcnn.checks.steps import find_eval_step_mistake, find_train_step_mistake
 
 # Prime numbers: whatever the size of a batch, the last one is smaller.
@@ -25,21 +25,24 @@ def fit(trainer_class) -> None:
     whole set as one batch is right as well, without the bonus; so a batch size of more than 1103
     images that cannot be changed by an argument ``batch_size`` earns none.
 
+    Args:
+        trainer_class: the student's class, not an object made from it.
+
     Raises:
         Mistake: see its message.
     """
-    results.passed.pop("fit", None)
-    results.bonuses["mini-batches"].discard("fit")
-    if results.passed.get("train_step") is not trainer_class:
+    session.passed.pop("fit", None)
+    session.bonuses["mini-batches"].discard("fit")
+    if session.passed.get("train_step") is not trainer_class:
         find_train_step_mistake(trainer_class)
-    if results.passed.get("eval_step") is not trainer_class:
+    if session.passed.get("eval_step") is not trainer_class:
         find_eval_step_mistake(trainer_class)
 
-    bench = Bench(trainer_class, learning_rate=0.1)
+    watched = WatchedTrainer(trainer_class, learning_rate=0.1)
     x, y = images(N_TRAIN)
     x_val, y_val = images(N_VAL, first_id=N_TRAIN)
     labels = np.concatenate([y, y_val]).astype(int)  # before fit can change their order
-    method = getattr(bench.trainer, "fit", None)
+    method = getattr(watched.trainer, "fit", None)
     if not callable(method):
         raise Mistake(
             "your Trainer has no method fit.",
@@ -49,15 +52,15 @@ def fit(trainer_class) -> None:
     takes_size = "batch_size" in inspect.signature(method).parameters
     options = {"batch_size": 64} if takes_size else {}
     _, error = run(method, x, y, x_val, y_val, epochs=EPOCHS, verbose=True, **options)
-    if is_blank(error) or (not error and not bench.notes.model_called):
+    if is_blank(error) or (not error and not watched.notes.model_called):
         raise blank("fit", Section.LOOP)
     if error:
         raise raised("fit", error, Section.LOOP)
 
-    batches = [batch for batch in bench.notes.batches if batch.y_true is not None]
+    batches = [batch for batch in watched.notes.batches if batch.y_true is not None]
     _find_foreign_labels(batches, labels)
     epochs = _epochs(batches)
-    if not any(name.startswith("train") for name, _ in bench.notes.metric_calls):
+    if not any(name.startswith("train") for name, _ in watched.notes.metric_calls):
         raise Mistake(
             "fit trains, but not by self._train_step.",
             "The step that you have written is without use, and the metrics count nothing. Call "
@@ -68,12 +71,12 @@ def fit(trainer_class) -> None:
         _find_missing_images(training)
     for _, validation in epochs:
         _find_missing_validation_images(validation)
-    _find_mistake_in_history(bench.trainer, epochs)
+    _find_mistake_in_history(watched.trainer, epochs)
     steps, size = len(epochs[0][0]), max(len(batch.ids) for batch in epochs[0][0])
     if steps > 1:
         _find_empty_batch(trainer_class, size, options)
 
-    results.passed["fit"] = trainer_class
+    session.passed["fit"] = trainer_class
     orders = [np.concatenate([batch.ids for batch in training]) for training, _ in epochs]
     if steps > 1 and np.array_equal(orders[0], orders[1]):
         print(
@@ -81,7 +84,7 @@ def fit(trainer_class) -> None:
             "The bonus is for a new order in each epoch; here it is always the same."
         )
     elif steps > 1:
-        results.bonuses["mini-batches"].add("fit")
+        session.bonuses["mini-batches"].add("fit")
         print(f"Right: fit sees each image once per epoch, in {steps} mini-batches (bonus earned).")
     else:
         print(
@@ -92,10 +95,10 @@ def fit(trainer_class) -> None:
 
 def _find_empty_batch(trainer_class, size, options):
     """Let fit train on two whole batches: a loop that goes one step too far shows only there."""
-    bench = Bench(trainer_class, learning_rate=0.1)
+    watched = WatchedTrainer(trainer_class, learning_rate=0.1)
     x, y = images(2 * size)
-    _, error = run(bench.trainer.fit, x, y, x, y, epochs=1, verbose=False, **options)
-    if any(len(batch.ids) == 0 for batch in bench.notes.batches):
+    _, error = run(watched.trainer.fit, x, y, x, y, epochs=1, verbose=False, **options)
+    if any(len(batch.ids) == 0 for batch in watched.notes.batches):
         raise _empty_batch("where the batch size divides the number of images")
     if error:
         raise raised("fit", error, Section.LOOP)

@@ -42,12 +42,12 @@ class Section(enum.Enum):
 
 
 class Mistake(AssertionError):
-    """A mistake that a check has found.
+    """A mistake that a check has found; its message says what to do, and where to read on.
 
     Args:
         wrong: what is wrong.
         effect: what that does to training, or what to do.
-        section: the section of the book that explains it.
+        section: the section of the book that explains it, a member of ``mistakes.Section``.
     """
 
     def __init__(self, wrong: str, effect: str, section: Section):

@@ -4,10 +4,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tpcnn.checks import results
+from tpcnn.checks import session
 from tpcnn.checks.mistakes import Mistake, Section, blank, check, raised, run
-from tpcnn.checks.results import LARGEST_AFTER_TWO_SOFTMAX
-from tpcnn.checks.spies import CLASSES, IMAGE_SHAPE
+from tpcnn.models import CLASSES, IMAGE_SHAPE
+
+# Of softmax applied to probabilities: e for a class that had 1, and 1 for each that had 0.
+LARGEST_AFTER_TWO_SOFTMAX = np.e / (np.e + CLASSES - 1)
 
 SECTIONS = {
     "fully_connected": Section.FULLY_CONNECTED,
@@ -29,9 +31,9 @@ def model(model, loss_function, step: str) -> None:
         Mistake: see its message.
     """
     section = SECTIONS[step]
-    results.passed.pop(step, None)
+    session.passed.pop(step, None)
     for bonus in ("batch normalisation", "dropout"):
-        results.bonuses[bonus].discard(step)
+        session.bonuses[bonus].discard(step)
     if model is None or model is Ellipsis:
         raise blank("The model", section)
     if loss_function is None or loss_function is Ellipsis:
@@ -46,7 +48,7 @@ def model(model, loss_function, step: str) -> None:
     x = np.random.default_rng(0).random((64, *IMAGE_SHAPE), dtype=np.float32)
     outputs, error = run(_outputs, model, x)
     if error:
-        raise raised("the model, given images of shape (64, 28, 28, 1),", error, section)
+        raise raised(f"the model, given images of shape {x.shape},", error, section)
     _find_wrong_classes(outputs, section)
     is_softmax = bool(np.all(outputs >= 0) and np.allclose(outputs.sum(axis=1), 1, atol=1e-3))
     if is_softmax and _is_softmax_twice(model, x):
@@ -66,10 +68,10 @@ def model(model, loss_function, step: str) -> None:
             "reaches the accuracy that is asked for here.",
             section,
         )
-    results.passed[step] = model
+    session.passed[step] = model
     earned = _bonuses(model) if step in ("cnn", "fashion") else []
     for bonus in earned:
-        results.bonuses[bonus].add(step)
+        session.bonuses[bonus].add(step)
     print(
         f"Right: {CLASSES} classes, not linear, and the loss fits the "
         f"{'probabilities' if is_softmax else 'logits'}."

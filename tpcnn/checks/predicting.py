@@ -3,9 +3,10 @@
 import numpy as np
 import tensorflow as tf
 
-from tpcnn.checks import results
+from tpcnn.checks import session
 from tpcnn.checks.mistakes import Mistake, Section, blank, check, is_blank, raised, run
-from tpcnn.checks.spies import CLASSES, Bench, images
+from tpcnn.checks.spies import WatchedTrainer, images
+from tpcnn.models import CLASSES
 
 FEW = 211
 # Prime, so that the last batch is smaller than the others; more than any sensible batch.
@@ -18,22 +19,25 @@ def predict(trainer_class) -> None:
 
     That the 5003 images must not pass through the model all at once is how it judges the memory.
 
+    Args:
+        trainer_class: the student's class, not an object made from it.
+
     Raises:
         Mistake: see its message.
     """
-    results.passed.pop("predict", None)
-    bench = Bench(trainer_class, batch_norm=True, dropout=0.5)
-    if not callable(getattr(bench.trainer, "predict", None)):
+    session.passed.pop("predict", None)
+    watched = WatchedTrainer(trainer_class, batch_norm=True, dropout=0.5)
+    if not callable(getattr(watched.trainer, "predict", None)):
         raise Mistake(
             "your Trainer has no method predict(x).",
             "Look for a misspelt name, or a wrong indentation.",
             Section.PREDICT,
         )
-    weights = bench.model.get_weights()
+    weights = watched.model.get_weights()
     x, _ = images(FEW)
-    right = bench.model(x, training=False).numpy()
-    answer = _answer(bench, x)
-    if bench.notes.batches and any(batch.training for batch in bench.notes.batches):
+    right = watched.model(x, training=False).numpy()
+    answer = _answer(watched, x)
+    if watched.notes.batches and any(batch.training for batch in watched.notes.batches):
         raise Mistake(
             "predict calls the model with training=True, so dropout is active.",
             "The answers change from call to call and are worse than need be, and batch "
@@ -43,7 +47,7 @@ def predict(trainer_class) -> None:
         )
     _find_wrong_shape(answer, FEW)
     adds_softmax = _find_wrong_values(answer, right)
-    if any(map(np.any, (old != new for old, new in _pairs(weights, bench.model)))):
+    if any(map(np.any, (old != new for old, new in _pairs(weights, watched.model)))):
         raise Mistake(
             "predict changes the model.",
             "Who only asks for predictions must get the same ones each time.",
@@ -51,9 +55,9 @@ def predict(trainer_class) -> None:
         )
 
     x, _ = images(MANY)
-    answer = _answer(bench, x)
+    answer = _answer(watched, x)
     _find_wrong_shape(answer, MANY)
-    if max(len(batch.ids) for batch in bench.notes.batches) == MANY:
+    if max(len(batch.ids) for batch in watched.notes.batches) == MANY:
         raise Mistake(
             f"the memory that predict needs grows with the number of images: all {MANY} passed "
             "through the model at once.",
@@ -63,19 +67,19 @@ def predict(trainer_class) -> None:
             Section.PREDICT,
         )
     right = np.concatenate(
-        [bench.model(part, training=False).numpy() for part in np.array_split(x, 10)]
+        [watched.model(part, training=False).numpy() for part in np.array_split(x, 10)]
     )
     _find_wrong_values(answer, right)
-    results.passed["predict"] = trainer_class
+    session.passed["predict"] = trainer_class
     print("Right: predict gives one row of probabilities per image, in order, batch by batch.")
     if adds_softmax:
         print("Note: it applies softmax itself, so let your models end without one (logits).")
 
 
-def _answer(bench, x):
-    bench.notes.clear()
-    answer, error = run(bench.trainer.predict, x)
-    if not error and answer is None and bench.notes.model_called:
+def _answer(watched, x):
+    watched.notes.clear()
+    answer, error = run(watched.trainer.predict, x)
+    if not error and answer is None and watched.notes.model_called:
         raise Mistake(
             "predict computes and returns nothing (None): its `return` is missing.",
             "Whoever calls it gets no probabilities. End it with return ...",
@@ -90,7 +94,8 @@ def _answer(bench, x):
     if isinstance(answer, list) and {np.ndim(part) for part in answer} == {2}:
         raise Mistake(
             "predict has the wrong shape: it returns a list of batches.",
-            "Whoever calls it expects one array, shape (n, 10): join the batches with tf.concat.",
+            f"Whoever calls it expects one array, shape (n, {CLASSES}): join the batches with "
+            "tf.concat.",
             Section.PREDICT,
         )
     return np.asarray(answer)

@@ -8,9 +8,8 @@ import numpy as np
 import tensorflow as tf
 
 from tpcnn.checks.mistakes import Mistake, Section, blank, raised, run
+from tpcnn.models import CLASSES, IMAGE_SHAPE
 
-IMAGE_SHAPE = (28, 28, 1)
-CLASSES = 10
 IDS = 8192  # image i has the value i / IDS in its first pixel
 
 
@@ -159,7 +158,7 @@ def network(
 METRICS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
 
 
-class Bench:
+class WatchedTrainer:
     """A student's Trainer with a tiny network, a loss and an optimizer that are watched."""
 
     def __init__(self, trainer_class, learning_rate: float = 0.5, **options):

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tpcnn.checks import results
+from tpcnn.checks import session
 from tpcnn.checks.mistakes import (
     Mistake,
     Section,
@@ -17,7 +17,8 @@ from tpcnn.checks.mistakes import (
     run,
     summary,
 )
-from tpcnn.checks.spies import Bench, images
+from tpcnn.checks.spies import WatchedTrainer, images
+from tpcnn.models import CLASSES
 
 BATCH_SIZE = 64
 CLOSE = 1e-3  # relative; the graphics processors' rounding is far below what a mistake does
@@ -27,12 +28,15 @@ CLOSE = 1e-3  # relative; the graphics processors' rounding is far below what a 
 def train_step(trainer_class) -> None:
     """Check `_train_step` of the student's Trainer by what one step does to a tiny network.
 
+    Args:
+        trainer_class: the student's class, not an object made from it.
+
     Raises:
         Mistake: see its message.
     """
-    results.passed.pop("train_step", None)
+    session.passed.pop("train_step", None)
     find_train_step_mistake(trainer_class)
-    results.passed["train_step"] = trainer_class
+    session.passed["train_step"] = trainer_class
     print("Right: one call of _train_step is one step against the gradient, and it is counted.")
 
 
@@ -40,94 +44,99 @@ def train_step(trainer_class) -> None:
 def eval_step(trainer_class) -> None:
     """Check `_eval_step` of the student's Trainer: it must measure and change nothing.
 
+    Args:
+        trainer_class: the student's class, not an object made from it.
+
     Raises:
         Mistake: see its message.
     """
-    results.passed.pop("eval_step", None)
+    session.passed.pop("eval_step", None)
     find_eval_step_mistake(trainer_class)
-    results.passed["eval_step"] = trainer_class
+    session.passed["eval_step"] = trainer_class
     print("Right: _eval_step measures on the network as it is, and leaves it so.")
 
 
 def find_train_step_mistake(trainer_class) -> None:
     """Raise the first mistake of `_train_step`; `fit` needs it to be right, too."""
     for softmax in (True, False):
-        _train_one_step(Bench(trainer_class, softmax=softmax, batch_norm=True))
+        _train_one_step(WatchedTrainer(trainer_class, softmax=softmax, batch_norm=True))
 
 
 def find_eval_step_mistake(trainer_class) -> None:
     """Raise the first mistake of `_eval_step`; `fit` needs it to be right, too."""
     for softmax in (True, False):
-        _eval_one_step(Bench(trainer_class, softmax=softmax, batch_norm=True, dropout=0.5))
+        _eval_one_step(WatchedTrainer(trainer_class, softmax=softmax, batch_norm=True, dropout=0.5))
 
 
-def _train_one_step(bench):
+def _train_one_step(watched):
     what = "_train_step"
     x, y = (tf.constant(array) for array in images(BATCH_SIZE))
     y = tf.cast(y, tf.int32)
-    weights = bench.model.get_weights()
-    right = _pass(bench, weights, x, y)
-    before = _trainable(bench)
-    bench.notes.clear()
+    weights = watched.model.get_weights()
+    right = _pass(watched, weights, x, y)
+    before = _trainable(watched)
+    watched.notes.clear()
 
-    _, error = run(getattr(bench.trainer, what, None), x, y)
-    _find_blank_or_error(bench, what, error, Section.STEP)
-    moved = _trainable(bench) - before
+    _, error = run(getattr(watched.trainer, what, None), x, y)
+    _find_blank_or_error(watched, what, error, Section.STEP)
+    moved = _trainable(watched) - before
     _find_mistake_in_the_move(
-        bench,
+        watched,
         moved,
         right,
-        lambda **how: _pass(bench, weights, x, y, **how),
-        _statistics_differ(bench, weights),
+        lambda **how: _pass(watched, weights, x, y, **how),
+        _statistics_differ(watched, weights),
     )
-    after = bench.model.get_weights()
+    after = watched.model.get_weights()
     _find_mistake_in_metrics(
-        bench,
+        watched,
         what,
         "train",
         right,
         lambda: [
-            _pass(bench, weights, x, y, training=False),
-            _pass(bench, after, x, y),
-            _pass(bench, after, x, y, training=False),
+            _pass(watched, weights, x, y, training=False),
+            _pass(watched, after, x, y),
+            _pass(watched, after, x, y, training=False),
         ],
     )
 
 
-def _eval_one_step(bench):
+def _eval_one_step(watched):
     what = "_eval_step"
     x, y = (tf.constant(array) for array in images(BATCH_SIZE))
     y = tf.cast(y, tf.int32)
-    weights = bench.model.get_weights()
-    right = _pass(bench, weights, x, y, training=False)
-    before = _trainable(bench)
-    bench.notes.clear()
+    weights = watched.model.get_weights()
+    right = _pass(watched, weights, x, y, training=False)
+    before = _trainable(watched)
+    watched.notes.clear()
 
-    _, error = run(getattr(bench.trainer, what, None), x, y)
-    _find_blank_or_error(bench, what, error, Section.LOOP)
-    if np.any(_trainable(bench) != before):
+    _, error = run(getattr(watched.trainer, what, None), x, y)
+    _find_blank_or_error(watched, what, error, Section.LOOP)
+    if np.any(_trainable(watched) != before):
         raise Mistake(
             "_eval_step changes the weights.",
             "The network learns from the validation images, so they can no longer judge it. Leave "
             "the tape and the optimizer out of _eval_step.",
             Section.LOOP,
         )
-    if _statistics_differ(bench, weights) or any(batch.training for batch in bench.notes.batches):
+    if _statistics_differ(watched, weights) or any(
+        batch.training for batch in watched.notes.batches
+    ):
         raise Mistake(
             "_eval_step calls the model with training=True.",
             "The batch-norm statistics change with the validation images, and dropout switches "
             "units off while you measure. Call the model with training=False.",
             Section.TWO_MODES,
         )
-    loss = float(bench.trainer.val_loss.result())
+    loss = float(watched.trainer.val_loss.result())
     if not _near(loss, right["loss"]):
-        misread = _pass(bench, weights, x, y, training=False, misread=True)
+        misread = _pass(watched, weights, x, y, training=False, misread=True)
         if _near(loss, misread["loss"]):
-            raise _misread_outputs(bench, what)
-    _find_mistake_in_metrics(bench, what, "val", right, list)
+            raise _misread_outputs(watched, what)
+    _find_mistake_in_metrics(watched, what, "val", right, list)
 
 
-def _pass(bench, weights, x, y, training=True, misread=False) -> dict:
+def _pass(watched, weights, x, y, training=True, misread=False) -> dict:
     """Compute one pass the right way, or in a wrong way that is wanted; the model stays as it is.
 
     Args:
@@ -137,15 +146,15 @@ def _pass(bench, weights, x, y, training=True, misread=False) -> dict:
     Returns:
         The gradient in one row, the loss and the accuracy.
     """
-    own_weights = bench.model.get_weights()
-    bench.model.set_weights(weights)
+    own_weights = watched.model.get_weights()
+    watched.model.set_weights(weights)
     with tf.GradientTape() as tape:
-        predictions = bench.model(x, training=training)
-        from_logits = bench.softmax if misread else not bench.softmax
+        predictions = watched.model(x, training=training)
+        from_logits = watched.softmax if misread else not watched.softmax
         losses = keras.losses.sparse_categorical_crossentropy(y, predictions, from_logits)
         loss = tf.reduce_mean(losses)
-    gradients = tape.gradient(loss, bench.model.trainable_variables)
-    bench.model.set_weights(own_weights)
+    gradients = tape.gradient(loss, watched.model.trainable_variables)
+    watched.model.set_weights(own_weights)
     return {
         "gradient": np.concatenate([g.numpy().ravel() for g in gradients]),
         "loss": float(loss),
@@ -153,25 +162,25 @@ def _pass(bench, weights, x, y, training=True, misread=False) -> dict:
     }
 
 
-def _trainable(bench) -> np.ndarray:
-    return np.concatenate([v.numpy().ravel() for v in bench.model.trainable_variables])
+def _trainable(watched) -> np.ndarray:
+    return np.concatenate([v.numpy().ravel() for v in watched.model.trainable_variables])
 
 
-def _statistics_differ(bench, weights) -> bool:
+def _statistics_differ(watched, weights) -> bool:
     statistics = [
         (old, new)
         for old, new, variable in zip(
-            weights, bench.model.get_weights(), bench.model.weights, strict=True
+            weights, watched.model.get_weights(), watched.model.weights, strict=True
         )
         if "moving" in variable.path
     ]
     return any(not np.array_equal(old, new) for old, new in statistics)
 
 
-def _find_blank_or_error(bench, what, error, section):
+def _find_blank_or_error(watched, what, error, section):
     """Raise what can be said before looking at any number."""
-    notes = bench.notes
-    if not callable(getattr(bench.trainer, what, None)):
+    notes = watched.notes
+    if not callable(getattr(watched.trainer, what, None)):
         raise Mistake(
             f"your Trainer has no method {what}(x, y).",
             "fit calls it for each batch. Look for a misspelt name, or a wrong indentation.",
@@ -179,7 +188,7 @@ def _find_blank_or_error(bench, what, error, section):
         )
     if is_blank(error) or (error is None and not notes.model_called):
         raise blank(what, section)
-    if bench.loss.swapped():
+    if watched.loss.swapped():
         raise Mistake(
             f"{what} swaps the arguments of the loss function.",
             "It takes the true labels first, then the predictions: "
@@ -218,8 +227,8 @@ def _find_wrong_metric_arguments(notes, what, prefix):
         if name.endswith("accuracy") and ranks == [1, 1]:
             raise Mistake(
                 f"{what} gives {name} the predicted classes.",
-                "It wants the predictions of all classes, shape (n, 10), and finds the largest "
-                "itself: leave argmax out.",
+                f"It wants the predictions of all classes, shape (n, {CLASSES}), and finds the "
+                "largest itself: leave argmax out.",
                 Section.LOOP,
             )
         if name.endswith("loss") and (ranks[:1] == [2] or (len(ranks) > 1 and 2 in ranks)):
@@ -231,11 +240,11 @@ def _find_wrong_metric_arguments(notes, what, prefix):
             )
 
 
-def _find_mistake_in_the_move(bench, moved, right, other_pass, statistics_moved):
+def _find_mistake_in_the_move(watched, moved, right, other_pass, statistics_moved):
     """Compare how far the weights went with how far one right step would have gone."""
-    notes = bench.notes
-    rate = float(bench.optimizer.learning_rate.numpy())
-    steps = int(bench.optimizer.iterations.numpy())
+    notes = watched.notes
+    rate = float(watched.optimizer.learning_rate.numpy())
+    steps = int(watched.optimizer.iterations.numpy())
 
     def step(one_pass):
         return -rate * one_pass["gradient"]
@@ -275,7 +284,7 @@ def _find_mistake_in_the_move(bench, moved, right, other_pass, statistics_moved)
             Section.TWO_MODES,
         )
     if _same(moved, step(other_pass(misread=True))):
-        raise _misread_outputs(bench, "_train_step")
+        raise _misread_outputs(watched, "_train_step")
     if not notes.loss_shapes:
         raise Mistake(
             "_train_step does not use self.loss_function.",
@@ -303,8 +312,8 @@ def _find_mistake_in_the_move(bench, moved, right, other_pass, statistics_moved)
     )
 
 
-def _misread_outputs(bench, what) -> Mistake:
-    if bench.softmax:
+def _misread_outputs(watched, what) -> Mistake:
+    if watched.softmax:
         return Mistake(
             f"{what} takes probabilities for logits: softmax is applied twice, by the model and "
             "then again (from_logits=True, or tf.nn.softmax).",
@@ -320,9 +329,9 @@ def _misread_outputs(bench, what) -> Mistake:
     )
 
 
-def _find_mistake_in_metrics(bench, what, prefix, right, stray_passes):
+def _find_mistake_in_metrics(watched, what, prefix, right, stray_passes):
     other_prefix = "val" if prefix == "train" else "train"
-    updated = {name for name, _ in bench.notes.metric_calls}
+    updated = {name for name, _ in watched.notes.metric_calls}
     for kind in ("loss", "accuracy"):
         name, other = f"{prefix}_{kind}", f"{other_prefix}_{kind}"
         if other in updated:
@@ -339,7 +348,7 @@ def _find_mistake_in_metrics(bench, what, prefix, right, stray_passes):
                 f"At the end of an epoch there is nothing to report: {name} stays 0.",
                 Section.LOOP,
             )
-        value = float(getattr(bench.trainer, name).result())
+        value = float(getattr(watched.trainer, name).result())
         if _near(value, right[kind]):
             continue
         if any(_near(value, stray[kind]) for stray in stray_passes()):

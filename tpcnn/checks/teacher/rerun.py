@@ -43,7 +43,7 @@ def rerun(source: Path, folder: Path, seconds: float, gigabytes: float) -> tuple
     environment |= {
         "HOME": str(folder / "work"),
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-        "PYTHONPATH": str(Path(__file__).parents[2]),  # where tpcnn is
+        "PYTHONPATH": str(Path(sources.__file__).parents[1]),  # where tpcnn is
         "TMPDIR": str(folder / "work"),
         "TPCNN_CACHE": str(sources.cache_folder()),
     }

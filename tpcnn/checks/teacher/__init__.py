@@ -1,0 +1,1 @@
+"""The teacher's command: it reads what students hand in. `import tpcnn` loads none of it."""
