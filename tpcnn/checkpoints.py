@@ -28,7 +28,7 @@ except ImportError:  # on Windows, where nothing keeps two runs apart
     fcntl = None
 
 FILE = re.compile(r"epoch-\d{6,}\.(ckpt|tmp)")  # what this folder may lose; all else is not ours
-MARK = b"tpcnn checkpoint 1 "
+MARK = b"tpcnn checkpoint 2 "
 
 
 class Checkpoints:
@@ -265,10 +265,17 @@ def read(path: Path):
     Raises:
         OSError: the file cannot be read.
         ValueError: it is not as it was written.
+        RuntimeError: another version of this module wrote it.
     """
     with open(path, "rb") as file:
         header, content = file.readline(), file.read()
     if header != _header(content):
+        version = re.match(rb"tpcnn checkpoint (\d+) [0-9a-f]{64}$", header)
+        if version and not header.startswith(MARK):
+            raise RuntimeError(
+                f"checkpoints: {path} was written by another version of tpcnn. End that run with "
+                "the version that began it, or choose another folder."
+            )
         raise ValueError("its checksum does not match")
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
         return _decoded(json.loads(str(arrays["state"])), arrays)

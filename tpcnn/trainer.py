@@ -84,20 +84,9 @@ class Trainer:
                 run.end_epoch(epoch)
         return self.history
 
-    @inputs.explain_errors
-    def predict(self, x, batch_size: int = 256) -> tf.Tensor:
-        """Return the probability of each class for each image: float32, shape (n, classes).
-
-        Args:
-            x: an array of images, as for `fit` and with the same errors; any number of them.
-            batch_size: images that pass through the model at a time; it bounds the memory.
-        """
-        batches = inputs.check_images(self, x, batch_size)
-        return tf.concat([self._predict_step(batch) for batch in batches], axis=0)
-
-    def plot_history(self):
-        """Draw loss and accuracy against the epoch; return the Matplotlib figure."""
-        return plots.history(inputs.check_history(self.history))
+    def _reset_metrics(self):
+        for metric in (self.train_loss, self.train_accuracy, self.val_loss, self.val_accuracy):
+            metric.reset_state()
 
     @tf.function(reduce_retracing=True)
     def _train_batches(self, x, y, order, batch_size):
@@ -127,6 +116,11 @@ class Trainer:
         self.train_loss.update_state(loss, sample_weight=tf.shape(x)[0])
         self.train_accuracy.update_state(y, predictions)
 
+    def _loss(self, y, predictions):
+        """Return the mean loss of a batch, plus what regularizers ask for."""
+        loss = tf.reduce_mean(self.loss_function(y, tf.cast(predictions, tf.float32)))
+        return loss + sum(tf.cast(penalty, tf.float32) for penalty in self.model.losses)
+
     @tf.function(reduce_retracing=True)
     def _eval_step(self, x, y):
         """Measure loss and accuracy of a batch; the model does not change."""
@@ -134,16 +128,22 @@ class Trainer:
         self.val_loss.update_state(self._loss(y, predictions), sample_weight=tf.shape(x)[0])
         self.val_accuracy.update_state(y, predictions)
 
+    @inputs.explain_errors
+    def predict(self, x, batch_size: int = 256) -> tf.Tensor:
+        """Return the probability of each class for each image: float32, shape (n, classes).
+
+        Args:
+            x: an array of images, as for `fit` and with the same errors; any number of them.
+            batch_size: images that pass through the model at a time; it bounds the memory.
+        """
+        batches = inputs.check_images(self, x, batch_size)
+        return tf.concat([self._predict_step(batch) for batch in batches], axis=0)
+
     @tf.function(reduce_retracing=True)
     def _predict_step(self, x):
         outputs = tf.cast(self.model(tf.cast(x, tf.float32), training=False), tf.float32)
         return outputs if inputs.ends_in_softmax(self) else tf.nn.softmax(outputs)
 
-    def _loss(self, y, predictions):
-        """Return the mean loss of a batch, plus what regularizers ask for."""
-        loss = tf.reduce_mean(self.loss_function(y, tf.cast(predictions, tf.float32)))
-        return loss + sum(tf.cast(penalty, tf.float32) for penalty in self.model.losses)
-
-    def _reset_metrics(self):
-        for metric in (self.train_loss, self.train_accuracy, self.val_loss, self.val_accuracy):
-            metric.reset_state()
+    def plot_history(self):
+        """Draw loss and accuracy against the epoch; return the Matplotlib figure."""
+        return plots.history(inputs.check_history(self.history))
