@@ -11,6 +11,7 @@ import functools
 import json
 import math
 import os
+import platform
 import re
 import tempfile
 import time
@@ -382,12 +383,20 @@ def cost(images: int, epochs: int, units: int) -> dict:
 
 
 def most_memory() -> int:
-    """Return the most main memory that this program has held so far, in bytes; on Linux only.
+    """Return the most main memory that this program has held so far, in bytes.
 
     Not `resource.getrusage`: its figure begins at the peak of the process that started this one.
+
+    Raises:
+        RuntimeError: this system is not Linux, and has no such figure.
     """
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])
+    status = Path("/proc/self/status")
+    if not status.exists():
+        raise RuntimeError(
+            "most_memory: expected Linux, which keeps this figure in /proc, got "
+            f"{platform.system()}. Run this part in Colab."
+        )
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1])
 
 
 def recipe_network() -> keras.Model:
