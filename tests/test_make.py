@@ -46,13 +46,15 @@ def sources(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def built_book(sources):
-    folder = sources.parent / "un été déjà construit"
-    shutil.copytree(sources, folder)
-    status, printed = build(folder)
+    """The folder of the small book, built, and what that has printed."""
+    folder = shutil.copytree(sources, sources.parent / "un été déjà construit")
+    # A repository that happens to be around the folder is not the book's.
+    subprocess.run(["git", "init", "--quiet"], cwd=folder.parent, check=True)
+    address = "https://github.com/someone/notes.git"
+    subprocess.run(["git", "remote", "add", "origin", address], cwd=folder.parent, check=True)
+    status, printed = make(folder, "book", GITHUB_REPOSITORY="")
     assert status == 0, printed
-    assert "one executed in" in printed
-    assert f"{folder}/_build/html/index.html" in printed
-    return folder
+    return folder, printed
 
 
 @pytest.fixture
@@ -63,7 +65,7 @@ def copy(sources, tmp_path):
 @pytest.fixture
 def book(built_book, tmp_path):
     """A copy of the built book, to change."""
-    return shutil.copytree(built_book, tmp_path / "à changer", symlinks=True)
+    return shutil.copytree(built_book[0], tmp_path / "à changer", symlinks=True)
 
 
 def build(folder):
@@ -96,75 +98,62 @@ def stops(folder, *arguments, **environment):
 
 
 @pytest.mark.book
-def test_only_what_a_chapter_runs_executes_it_again(book):
+def test_a_build_says_where_the_book_is_and_warns_once_of_links_to_nowhere(built_book):
+    folder, printed = built_book
+    assert "one executed in" in printed
+    assert f"{folder}/_build/html/index.html" in printed
+    (warning,) = [line for line in printed.splitlines() if "OWNER/REPO" in line]
+    assert "git remote add origin" in warning and "_config.yml" in warning
+
+
+@pytest.mark.book
+def test_a_build_executes_what_has_changed_and_drops_what_is_not_used_for_long(book):
     edit(book / "book" / "one.md", "Prose.", "Other prose.")
     edit(book / "tpcnn" / "data.py", '"""', '"""In other words. ')
     edit(book / "tpcnn" / "checks" / "mistakes.py", "Not right yet", "Not quite right")
     status, printed = build(book)
     assert (status, "one executed in" in printed) == (0, False), printed
+    assert "OWNER/REPO" not in printed
     assert "Other prose." in (book / "_build/html/one.html").read_text()
 
-    # Code that it imports, and does not call, would do as well.
-    append(book / "tpcnn" / "data.py", 'print("now printed")')
-    assert "one executed in" in build(book)[1]
-    assert "now printed" in (book / "_build/html/one.html").read_text()
-
-
-@pytest.mark.book
-def test_what_no_build_has_used_for_long_is_deleted(book):
     executed = book / "_build" / "executed"
     (used,) = executed.iterdir()
+    months_ago = time.time() - 100 * 24 * 3600
     for name in ("one-0123456789abcdef", "two-0123456789abcdef"):
         shutil.copytree(used, executed / name)
-    months_ago = time.time() - 100 * 24 * 3600
     for folder in (used, executed / "one-0123456789abcdef"):
         os.utime(folder, (months_ago, months_ago))
-    status, printed = build(book)
+    status, printed = build(book)  # which reads no page, and yet uses one
     assert (status, "one executed in" in printed) == (0, False), printed
     assert {folder.name for folder in executed.iterdir()} == {used.name, "two-0123456789abcdef"}
     assert used.stat().st_mtime > time.time() - 3600
 
-    # Nor what a build uses that reads no page.
-    os.utime(used, (months_ago, months_ago))
-    assert build(book)[0] == 0
-    assert used.exists()
+    append(book / "tpcnn" / "data.py", 'print("now printed")')
+    status, printed = build(book)
+    assert (status, "one executed in" in printed) == (0, True), printed
+    assert "now printed" in (book / "_build/html/one.html").read_text()
 
 
 @pytest.mark.book
-def test_a_failing_cell_fails_the_build_until_it_is_mended(book):
+def test_a_broken_reference_and_a_failing_cell_fail_the_build_until_they_are_mended(book):
+    chapter = book / "book" / "one.md"
+    edit(chapter, "Prose.", "See {doc}`nowhere`.")
+    status, printed = build(book)
+    assert status != 0
+    assert "nowhere" in printed
+
+    edit(chapter, "See {doc}`nowhere`.", "Prose.")
     cell = 'tpcnn.requirements.require_accuracy("cnn", 0.9799)'
-    edit(book / "book" / "one.md", "1 + 1", cell)
+    edit(chapter, "1 + 1", cell)
     for _ in range(2):  # also when nothing has changed since
         status, printed = build(book)
         assert status != 0
         assert "cnn: test accuracy 97.99%, required 98%: not met." in printed
         assert "make: the book did not build" in printed
-    edit(book / "book" / "one.md", cell, "2 + 1")
+
+    edit(chapter, cell, "2 + 1")
     status, printed = build(book)
     assert (status, "one executed in" in printed) == (0, True), printed
-
-
-@pytest.mark.book
-def test_a_broken_reference_fails_the_build(book):
-    edit(book / "book" / "one.md", "Prose.", "See {doc}`nowhere`.")
-    status, printed = build(book)
-    assert status != 0
-    assert "nowhere" in printed
-
-
-@pytest.mark.book
-def test_without_a_repository_on_github_the_build_warns_once_and_goes_on(book):
-    status, printed = make(book, "book", GITHUB_REPOSITORY="")
-    assert status == 0, printed
-    (warning,) = [line for line in printed.splitlines() if "OWNER/REPO" in line]
-    assert "git remote add origin" in warning and "_config.yml" in warning
-    # Not a repository that happens to be around the folder.
-    subprocess.run(["git", "init", "--quiet"], cwd=book.parent, check=True)
-    address = "https://github.com/someone/notes.git"
-    subprocess.run(["git", "remote", "add", "origin", address], cwd=book.parent, check=True)
-    assert "OWNER/REPO" in make(book, "book", GITHUB_REPOSITORY="")[1]
-
-    assert "OWNER/REPO" not in build(book)[1]
 
 
 def test_an_old_make_is_told_which_to_install(copy):
