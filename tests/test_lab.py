@@ -11,6 +11,7 @@ import nbformat
 import pytest
 from conftest import code_cells
 from nbclient import NotebookClient
+
 from tpcnn.checks.teacher.submission import RESULTS, read
 from tpcnn.requirements import REQUIRED_ACCURACY
 
