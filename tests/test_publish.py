@@ -24,7 +24,7 @@ def checkout(tmp_path):
     source.mkdir()
     git(source, "init", "--quiet", "--initial-branch", "main")
     for name in ("Makefile", "book/_programs/changed_pages.py"):
-        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).write_text((ROOT / name).read_text())
     git(source, "add", ".")
     git(source, "commit", "--quiet", "--message", "all")
