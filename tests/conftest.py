@@ -1,19 +1,24 @@
 """What several test files share."""
 
+import os
 import pathlib
 import re
+import shutil
+import subprocess
+import sys
 
 import tpcnn  # noqa: F401  # isort: skip  # before TensorFlow, since it chooses how that starts
 import keras
 import pytest
 import tensorflow as tf
+from contents import pages
 from keras.src.trainers.trainer import model_supports_jit
 
 # Recent GPUs would round more than the comparisons with Keras and NumPy allow for.
 tf.config.experimental.enable_tensor_float_32_execution(False)
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-PAGES = re.findall(r"(?:root|file): (\w+)", (ROOT / "_toc.yml").read_text())
+PAGES = pages()
 
 
 def source(name: str) -> str:
@@ -51,6 +56,37 @@ def xla(request, monkeypatch):
 with_xla_too = pytest.mark.usefixtures("xla")
 
 
+def copy_repository(folder: pathlib.Path) -> pathlib.Path:
+    """Copy this repository into `folder`, as an archive of it would be; return the copy."""
+    products = (".git", ".venv", "_build", "*.egg-info", "__pycache__", ".*_cache")
+    return shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*products))
+
+
+def make(folder: pathlib.Path, *arguments: str, **environment: str) -> tuple[int, str]:
+    """Run make in `folder`; return its status and its output.
+
+    Where the folder has no environment of its own, it gets this one, as it is.
+    """
+    environment_here = folder / ".venv"
+    if not environment_here.exists():
+        environment_here.symlink_to(sys.prefix)
+    as_they_are = [f"--old-file=.venv/.installed-{flavour}" for flavour in ("cpu", "gpu")]
+    if not environment_here.is_symlink():
+        as_they_are = []
+    # Without what the make that runs these tests hands down.
+    inherited = {k: v for k, v in os.environ.items() if "MAKE" not in k and k != "MFLAGS"}
+    ended = subprocess.run(
+        ["make", *as_they_are, *arguments],
+        cwd=folder,
+        env=inherited | environment,
+        timeout=600,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    return ended.returncode, ended.stdout
+
+
 @pytest.fixture(scope="session")
 def html() -> pathlib.Path:
     """The folder of the built book."""
@@ -62,11 +98,15 @@ def html() -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def executed(html):
-    """The executed notebook of each chapter, from the cache for the code as it is."""
-    from execution_cache import environment_key
+    """The executed notebook of each chapter."""
+    from execution_cache import cache_folder
     from jupyter_cache import get_cache
 
-    cache = get_cache(html.parent / "executed" / environment_key())
-    records = sorted(cache.list_cache_records(), key=lambda record: record.created)
-    newest_of = {pathlib.Path(record.uri).stem: record.pk for record in records}
-    return {name: cache.get_cache_bundle(pk).nb for name, pk in newest_of.items()}
+    notebooks = {}
+    for name in CHAPTERS:
+        folder = cache_folder(name)
+        if not folder.exists():
+            pytest.fail(f"the built book is not that of this code ({name}): run `make book`")
+        (record,) = get_cache(folder).list_cache_records()
+        notebooks[name] = get_cache(folder).get_cache_bundle(record.pk).nb
+    return notebooks

@@ -15,7 +15,7 @@ def compare(tmp_path):
             for name, text in pages.items():
                 page = f"<html><nav>menu</nav><article><p>{text}</p></article></html>"
                 (tmp_path / folder / f"{name}.html").write_text(page)
-        command = [sys.executable, ROOT / "tests" / "changed_pages.py", "old", "new"]
+        command = [sys.executable, ROOT / "book" / "_programs" / "changed_pages.py", "old", "new"]
         ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert ended.stderr == ""
         return ended.returncode, ended.stdout

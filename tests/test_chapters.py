@@ -23,7 +23,7 @@ ALLOWED = {
     "lab": {"96 %", "98 %", "90 %"},
     "minibatches": {"99 %"},
     # Of the test of a difference, by convention; what a figure leaves out.
-    "search": {"5 %", "80 %", "95 %", "60 %"},
+    "tuning": {"5 %", "80 %", "95 %", "60 %"},
 }
 NUMBER = r"\d[\d  ,.]*"
 MEASURED = re.compile(

@@ -7,12 +7,13 @@ import sys
 
 import nbformat
 import pytest
-from conftest import CHAPTERS, FIGURES, ROOT, cells_in, source
+from conftest import FIGURES, PAGES, ROOT, cells_in, source
 from nbclient import NotebookClient
+from notebooks import has_notebook
 from repository import colab_url, pages_url, repository
 
 pytestmark = pytest.mark.book
-PUBLISHED = [name for name in CHAPTERS if name != "status"]
+PUBLISHED = [name for name in PAGES if has_notebook(name)]
 COLAB = re.compile(r"https://colab\.research\.google\.com/github/[^/]+/[^/]+/blob/gh-pages/(.+)")
 
 

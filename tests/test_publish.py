@@ -1,10 +1,9 @@
 """`make publish` and `make changed`, with a repository of this machine in place of GitHub's."""
 
 import subprocess
-import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, make
 
 
 def run(folder, *command):
@@ -24,8 +23,8 @@ def checkout(tmp_path):
     source, origin = tmp_path / "source", tmp_path / "origin.git"
     source.mkdir()
     git(source, "init", "--quiet", "--initial-branch", "main")
-    for name in ("Makefile", "tests/changed_pages.py"):
-        (source / name).parent.mkdir(exist_ok=True)
+    for name in ("Makefile", "book/_programs/changed_pages.py"):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).write_text((ROOT / name).read_text())
     git(source, "add", ".")
     git(source, "commit", "--quiet", "--message", "all")
@@ -42,12 +41,6 @@ def checkout(tmp_path):
         return folder
 
     return checkout
-
-
-def make(folder, target):
-    # -o: the packages are those of this environment, as they are.
-    markers = [f"{sys.prefix}/.installed-{flavour}" for flavour in ("cpu", "gpu")]
-    return run(folder, "make", target, f"VENV={sys.prefix}", "-o", markers[0], "-o", markers[1])
 
 
 def test_pages_are_published_again_and_again(checkout):

@@ -2,17 +2,19 @@
 
 The builder ``jupyter`` of sphinx-tojupyter writes the notebooks. This extension prepares the
 chapters for it: it gives figures their captions, and keeps code that is shown, and not run, out of
-the code cells. plain_notebooks.py does the rest.
+the code cells. book/_programs/plain_notebooks.py does the rest.
 """
 
 from docutils import nodes
-from repository import colab_url
+from repository import ROOT, colab_url
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util.docutils import ReferenceRole
 
 
-def is_notebook(env, docname: str) -> bool:
-    return "kernelspec" in env.metadata.get(docname, {}) and docname != "status"
+def has_notebook(name: str) -> bool:
+    """Whether a page is published as a notebook too: it runs code, not for its own build's sake."""
+    source = ROOT / "book" / f"{name}.md"
+    return name != "status" and source.exists() and "```{code-cell}" in source.read_text()
 
 
 class PrepareForNotebook(SphinxPostTransform):
@@ -68,7 +70,7 @@ def paragraphs(items):
 
 
 def add_buttons(app, pagename, templatename, context, doctree):
-    if not is_notebook(app.env, pagename):
+    if not has_notebook(pagename):
         return
     colab = {
         "type": "link",

@@ -10,25 +10,16 @@ import re
 import shutil
 
 import nbformat
+from contents import pages
 from myst_nb.core.read import myst_nb_reader_plugin
 from nbgrader.preprocessors import CheckCellMetadata, ClearSolutions, LockCells
+from notebooks import has_notebook
 from repository import ROOT, colab_url, git, pages_url, repository
 
 WRITTEN = ROOT / "_build" / "jupyter"
 PUBLISHED = ROOT / "_build" / "html" / "notebooks"
 LINK = re.compile(r"\]\((\w+)\.ipynb(#[\w-]+)?\)")
 EXERCISE = re.compile(r"## (Exercise [\d.]+)\s*")
-
-
-def chapters() -> list[str]:
-    """Return the names of the chapters whose notebooks are published."""
-    names = re.findall(r"file: (\w+)", (ROOT / "_toc.yml").read_text())
-    runs = "```{code-cell}"
-    return [
-        name
-        for name in names
-        if name != "status" and runs in (ROOT / "book" / f"{name}.md").read_text()
-    ]
 
 
 def head(chapter: str, title: str) -> list[nbformat.NotebookNode]:
@@ -150,7 +141,7 @@ def finish(chapter: str, published: list[str]) -> None:
 def main():
     shutil.rmtree(PUBLISHED, ignore_errors=True)
     PUBLISHED.mkdir(parents=True)
-    published = chapters()
+    published = [name for name in pages() if has_notebook(name)]
     for chapter in published:
         finish(chapter, published)
 

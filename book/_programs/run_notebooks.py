@@ -10,12 +10,13 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.parse
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 ON_GITHUB = r"git\+https://github\.com/[\w.-]+/[\w.-]+"
 
 
@@ -33,7 +34,8 @@ for path in map(Path, sys.argv[1:]):
     pip("uninstall", "--yes", "tpcnn")
     before = installed()
     install = next(cell for cell in notebook.cells if "%pip install" in cell.source)
-    here = f"git+file://localhost{ROOT}"  # pip wants a host in the address
+    # pip wants a host in the address.
+    here = f"git+file://localhost{urllib.parse.quote(str(ROOT))}"
     install.source, found = re.subn(ON_GITHUB, here, install.source)
     assert found == 1, f"{path}: the install cell names no repository on GitHub"
     with tempfile.TemporaryDirectory() as folder:

@@ -1,26 +1,22 @@
 """Print the built pages with Chromium, in the order of the book, into _build/book.pdf."""
 
 import io
-import re
-import shutil
-from pathlib import Path
 
+import chromium
+from contents import ROOT, pages
 from playwright.sync_api import sync_playwright
 from pypdf import PdfWriter
 
-ROOT = Path(__file__).resolve().parents[2]
 HTML = ROOT / "_build" / "html"
 MARGINS = {"top": "15mm", "bottom": "15mm", "left": "12mm", "right": "12mm"}
 
 
 def main():
-    names = re.findall(r"(?:root|file): (\w+)", (ROOT / "_toc.yml").read_text())
     book = PdfWriter()
     with sync_playwright() as playwright:
-        chromium = shutil.which("chromium") or shutil.which("google-chrome")
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        browser = chromium.launch(playwright)
         page = browser.new_page(color_scheme="light")
-        for name in names:
+        for name in pages():
             page.goto((HTML / f"{name}.html").as_uri(), wait_until="networkidle")
             # Images load when they come into view, which they never do on paper.
             page.evaluate("document.querySelectorAll('img').forEach(i => i.loading = 'eager')")
