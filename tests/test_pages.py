@@ -216,7 +216,7 @@ def test_a_chapter_weighs_less_than_two_megabytes(html, name):
 
 
 def test_links_and_anchors_inside_the_book_resolve(html):
-    pages = {path.name: path.read_text() for path in html.glob("*.html")}
+    pages = {str(path.relative_to(html)): path.read_text() for path in html.rglob("*.html")}
     broken = []
     for name in [f"{page}.html" for page in PAGES]:
         for link in re.findall(r'<a[^>]*?href="([^"]+)"', pages[name]):

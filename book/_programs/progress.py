@@ -10,6 +10,8 @@ from pathlib import Path
 DONE = re.compile(r"([^/\s]+)\.md: Executed notebook in ([\d.]+) seconds")
 STARTED = re.compile(r"([^/\s]+)\.md: Executing notebook")
 CACHED = re.compile(r"([^/\s]+)\.md: Using cached notebook")
+# TensorFlow's, which the page Reference imports with the module.
+STARTING = re.compile(r"absl::InitializeLog|^I\d{4} ")
 COLOR = re.compile(r"\x1b\[[\d;]*m")
 
 sys.stdin.reconfigure(encoding="utf-8", errors="replace")
@@ -24,7 +26,7 @@ with open(Path("_build/build.log"), "w", encoding="utf-8") as log:
             print(f"  {match[1]} executed in {float(match[2]):.0f} s", flush=True)
         elif match := CACHED.search(line):
             print(f"  {match[1]} unchanged since it was executed", flush=True)
-        elif not line.startswith(("[IPKernelApp]", "myst")) and re.search(
-            r"warning|error|traceback", line, re.IGNORECASE
-        ):
+        elif line.startswith(("[IPKernelApp]", "myst")) or STARTING.search(line):
+            continue
+        elif re.search(r"warning|error|traceback", line, re.IGNORECASE):
             print(line.rstrip(), flush=True)
