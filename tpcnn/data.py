@@ -1,5 +1,7 @@
 """The two datasets as arrays: loaded, normalised, with a channel axis, split in three."""
 
+import contextlib
+import operator
 from dataclasses import dataclass
 
 import numpy as np
@@ -118,6 +120,7 @@ def split(x: np.ndarray, y: np.ndarray, n_val: int = 10000) -> tuple[Pair, Pair]
         ``(x_train, y_train), (x_val, y_val)``, views of `x` and `y`.
 
     Raises:
+        TypeError: `n_val` is no count.
         ValueError: `x` and `y` differ in length, or `n_val` leaves no image on one of the sides.
     """
     if len(x) != len(y):
@@ -125,6 +128,24 @@ def split(x: np.ndarray, y: np.ndarray, n_val: int = 10000) -> tuple[Pair, Pair]
             f"y: expected one label per image, {len(x)}, got {len(y)}. "
             "Split the images together with their own labels."
         )
+    n_val = _count(n_val, len(x))
     if not 0 < n_val < len(x):
         raise ValueError(f"n_val: expected 1 to {len(x) - 1} of the {len(x)} images, got {n_val}.")
     return (x[:-n_val], y[:-n_val]), (x[-n_val:], y[-n_val:])
+
+
+def _count(n_val, n: int) -> int:
+    """Return `n_val` as an integer, or say which count of `n` images was meant."""
+    is_bool = isinstance(n_val, (bool, np.bool_))
+    if not is_bool:
+        with contextlib.suppress(TypeError):
+            return operator.index(n_val)
+    advice = "The default is n_val=10000." if is_bool else ""
+    with contextlib.suppress(TypeError, ValueError):  # no number at all
+        number = float(n_val)
+        if 0 < number < 1:
+            advice = f"A share of {number:.4g} would be n_val={max(1, round(number * n))}."
+        elif number.is_integer() and not is_bool:
+            advice = f"Pass n_val={int(number)}."
+    message = f"n_val: expected a count of images, an integer from 1 to {n - 1}, got {n_val!r}."
+    raise TypeError(f"{message} {advice}".rstrip())

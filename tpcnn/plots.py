@@ -1,5 +1,6 @@
 """Every figure that the chapters draw more than once, in one style."""
 
+import io
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -11,12 +12,13 @@ from matplotlib.figure import Figure
 # Okabe and Ito's colours, which readers with any colour vision can tell apart.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#007A5A", "#C8400A", "#9A9A9A"
 WIDTH = 5.6  # inches; on a telephone the letters are still readable
+LARGEST_SVG = 1_000_000  # bytes; the figures of the book have at most a third of that
 
 
 def use_style() -> None:
     """Give every figure that follows the look of the book; in a notebook, as vector graphics."""
     if "IPython" in sys.modules and (shell := sys.modules["IPython"].get_ipython()):
-        shell.run_line_magic("config", "InlineBackend.figure_formats = ['svg']")
+        _show_as_vectors(shell)
     plt.rcParams.update(
         {
             "figure.figsize": (WIDTH, 2.8),
@@ -35,6 +37,64 @@ def use_style() -> None:
             "svg.hashsalt": "tpcnn",
         }
     )
+
+
+def _show_as_vectors(shell) -> None:
+    """Show figures as SVG, and those of which that would be large, as of many points, as PNG.
+
+    Where the user has chosen a format for figures, that is left, and where he chooses one later,
+    it is taken. Otherwise the inline backend must not have a format of its own, which it would add
+    to ours; it may be set up only when the first figure is drawn.
+    """
+    from matplotlib_inline.config import InlineBackend
+
+    inline = InlineBackend.instance(parent=shell)
+    if inline.figure_formats != {"png"}:  # that is its default
+        return
+    inline.figure_formats = set()
+
+    def formatted(figure):
+        chosen = shell.display_formatter.formatters.values()
+        if any(Figure in formatter.type_printers for formatter in chosen):
+            return None
+        return _svg_or_png(figure, inline.print_figure_kwargs)
+
+    shell.display_formatter.mimebundle_formatter.for_type(Figure, formatted)
+
+
+def _svg_or_png(figure: Figure, options: dict) -> dict | tuple[dict, dict] | None:
+    """Return a figure as IPython wants it: data by type, and the size where that is not the data's.
+
+    Args:
+        figure: what is drawn; with nothing in it there is nothing to show.
+        options: of `Figure.savefig`, as the user has set them for the inline backend.
+    """
+    from IPython.core.pylabtools import retina_figure
+
+    if not figure.axes and not figure.lines:
+        return None
+    file = _Limited()
+    looks = {"facecolor": figure.get_facecolor(), "edgecolor": figure.get_edgecolor()}
+    options = {"bbox_inches": "tight", **options}
+    try:
+        figure.canvas.print_figure(file, format="svg", dpi=figure.dpi, **looks, **options)
+    except _TooLargeError:
+        data, size = retina_figure(figure, base64=True, **options)
+        return {"image/png": data}, {"image/png": size}
+    return {"image/svg+xml": file.getvalue().decode()}
+
+
+class _TooLargeError(Exception):
+    """A figure has so much in it that its SVG would be large."""
+
+
+class _Limited(io.BytesIO):
+    """A file that takes no more than `LARGEST_SVG`: drawing all would take minutes at times."""
+
+    def write(self, data):
+        if self.tell() + len(data) > LARGEST_SVG:
+            raise _TooLargeError
+        return super().write(data)
 
 
 def images(

@@ -5,16 +5,21 @@ can. README.md says how to run it in a container.
 """
 
 import os
-import resource
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+try:
+    import resource
+except ImportError:  # on Windows, which knows no such limits
+    resource = None
+
 PAUSE = 0.2  # seconds between two looks at the memory
 LARGEST_FILE = 2**30  # bytes that a process may write into one file
 # What a notebook's process sees of the environment: no keys, no tokens.
 HANDED_DOWN = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
+HANDED_DOWN += ("COMSPEC", "PATHEXT", "SYSTEMROOT")  # without which Windows starts no kernel
 HANDED_DOWN_FAMILIES = ("CUDA", "NVIDIA", "TF_", "XLA_", "OMP_")
 
 
@@ -40,11 +45,11 @@ def rerun(source: Path, folder: Path, seconds: float, gigabytes: float) -> tuple
         for name, value in os.environ.items()
         if name in HANDED_DOWN or name.startswith(HANDED_DOWN_FAMILIES)
     }
+    work = str(folder / "work")
+    environment |= dict.fromkeys(("HOME", "USERPROFILE", "TMPDIR", "TEMP", "TMP"), work)
     environment |= {
-        "HOME": str(folder / "work"),
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
         "PYTHONPATH": str(Path(sources.__file__).parents[1]),  # where tpcnn is
-        "TMPDIR": str(folder / "work"),
         "TPCNN_CACHE": str(sources.cache_folder()),
     }
     start = time.monotonic()
@@ -144,7 +149,15 @@ def execute(source: Path, target: Path) -> int:
     return int(any(output.output_type == "error" for output in outputs))
 
 
+def limit(what: int, most: int) -> None:
+    """Limit a resource of this process and those that it starts, unless it is limited to less."""
+    hard = resource.getrlimit(what)[1]
+    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(what, (most, most))
+
+
 if __name__ == "__main__":
-    resource.setrlimit(resource.RLIMIT_FSIZE, (LARGEST_FILE, LARGEST_FILE))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if resource:
+        limit(resource.RLIMIT_FSIZE, LARGEST_FILE)
+        limit(resource.RLIMIT_CORE, 0)
     sys.exit(execute(Path(sys.argv[1]), Path(sys.argv[2])))
