@@ -16,7 +16,7 @@ import tpcnn
 from tpcnn import checks
 from tpcnn.checks import session
 from tpcnn.checks.mistakes import Section
-from tpcnn.requirements import REQUIRED_ACCURACY
+from tpcnn.lab_sheet import REQUIRED_ACCURACY
 
 RIGHT = """
 class Trainer:

@@ -13,7 +13,7 @@ from conftest import code_cells
 from nbclient import NotebookClient
 
 from tpcnn.checks.teacher.submission import RESULTS, read
-from tpcnn.requirements import REQUIRED_ACCURACY
+from tpcnn.lab_sheet import REQUIRED_ACCURACY
 
 SHOWN = [code for options, code in code_cells("lab") if "remove-cell" not in options]
 SOLUTION = re.compile(r"(?ms)^( *)### BEGIN SOLUTION\n(.*?)^ *### END SOLUTION$")

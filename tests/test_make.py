@@ -143,7 +143,7 @@ def test_a_broken_reference_and_a_failing_cell_fail_the_build_until_they_are_men
     assert "nowhere" in printed
 
     edit(chapter, "See {doc}`nowhere`.", "Prose.")
-    cell = 'tpcnn.requirements.require_accuracy("cnn", 0.9799)'
+    cell = 'tpcnn.lab_sheet.require_accuracy("cnn", 0.9799)'
     edit(chapter, "1 + 1", cell)
     for _ in range(2):  # also when nothing has changed since
         status, printed = build(book)

@@ -1,7 +1,7 @@
 """The module that the chapters of the book run."""
 
 from tpcnn import device  # isort: skip  # first: it decides how TensorFlow starts
-from tpcnn import checks, models, plots, requirements
+from tpcnn import checks, lab_sheet, models, plots
 from tpcnn.data import (
     Dataset,
     add_channel,
@@ -24,12 +24,12 @@ __all__ = [
     "checks",
     "describe_device",
     "device",
+    "lab_sheet",
     "load_fashion_mnist",
     "load_mnist",
     "models",
     "normalize",
     "plots",
     "require_gpu",
-    "requirements",
     "split",
 ]

@@ -25,6 +25,7 @@ import numpy as np
 import tensorflow as tf
 
 from tpcnn.data import load_fashion_mnist, load_mnist
+from tpcnn.lab_sheet import REQUIRED_ACCURACY
 from tpcnn.models import (
     BATCH_SIZE,
     CLASSES,
@@ -34,7 +35,6 @@ from tpcnn.models import (
     build_fashion_cnn,
     build_fc,
 )
-from tpcnn.requirements import REQUIRED_ACCURACY
 from tpcnn.trainer import Trainer
 
 # Model, batch size of its chapter, what is asked for against the two ways to call model.fit.

@@ -1,26 +1,22 @@
 """A training run on disk: written after each epoch, checked when read, gone on with when killed."""
 
-import base64
 import collections
 import contextlib
 import copy
 import hashlib
-import inspect
 import io
 import json
-import marshal
 import os
 import re
-import sys
-import types
 import warnings
 from pathlib import Path
 
 import keras
 import numpy as np
-import tensorflow as tf
 
-from tpcnn import inputs
+from tpcnn import fingerprints
+from tpcnn.callback_state import MAPPINGS, SEQUENCES, CallbackState, function, plain
+from tpcnn.messages import kind, warn
 
 try:
     import fcntl
@@ -40,26 +36,36 @@ class Checkpoints:
     what the callbacks count and keep. A file replaces the one before it in one step, only when it
     lies whole on the disk, so a kill at any moment leaves the last whole one.
 
-    Of callbacks, those attributes are restored that have changed since their `on_train_begin` and
-    are numbers, texts, arrays, functions of Keras or NumPy, or lists and dictionaries of these. Not
-    restored are the place in a dataset whose order changes from epoch to epoch, and random numbers
+    Of a callback, those attributes are restored that have changed since its `on_train_begin` and
+    are plain values (`tpcnn.callback_state`). Not restored are other objects that a callback holds,
+    such as a generator of random numbers; the place in a dataset whose order changes from epoch to
+    epoch; variables that Keras does not know as the model's or the optimizer's; and random numbers
     that a layer of your own draws without a `keras.random.SeedGenerator`.
+
+    The learning rate goes on as it was. A run that a callback has ended is over, and one that has
+    as many epochs as are asked for: nothing is trained. Ask for more epochs, and it goes on.
 
     It knows `Run` from the inside, so that `Run` need not know of files.
 
     Args:
         folder: where the files lie; it is made if it is missing. With None nothing is kept.
         run: the `Run`.
+
+    Raises:
+        TypeError, ValueError: `folder` is not the path of a folder.
     """
 
     def __init__(self, folder, run):
-        self.folder = None if folder is None else Path(folder).expanduser()
+        self.folder = None if folder is None else _folder(folder)
         self._run = run
         self._lock = None
         self._last = None  # the newest file that is known to be good
+        self._states = []
 
     def lock(self) -> None:
         """Keep other runs out of the folder; the system ends that when the process ends.
+
+        It comes before the callbacks' `on_train_begin`.
 
         Raises:
             OSError: the folder cannot be written.
@@ -83,6 +89,8 @@ class Checkpoints:
             ) from None
         except OSError:
             pass  # a file system without locks, such as a mounted cloud folder
+        others = [c for c in self._run.callbacks if c is not self._run.history]
+        self._states = [CallbackState(callback, self.folder) for callback in others]
 
     def unlock(self) -> None:
         """Let other runs use the folder."""
@@ -98,14 +106,14 @@ class Checkpoints:
         Raises:
             ValueError: the file belongs to another model, optimizer, dataset or setting.
             OSError: a file cannot be read, or the first one cannot be written.
+            RuntimeError: another version of this module wrote the file.
         """
         if self.folder is None:
             return None
         run = self._run
-        # What a callback has set up by now belongs to this process; what it changes from here on
-        # is its progress.
-        self._set_up = [_kept_of(callback) for callback in run.callbacks]
-        self._fingerprint = _fingerprint(run)
+        for callback in self._states:
+            callback.begin()
+        self._fingerprint = fingerprints.fingerprint(run)
         state = self._newest_good()
         if state is None:
             try:
@@ -114,23 +122,25 @@ class Checkpoints:
                 raise OSError(self._unwritable(error)) from error
             return 0
         self._refuse_another(state["fingerprint"])
-        if not _is_whole(run.model):
-            inputs.warn(
-                f"checkpoints: the model ({type(run.model).__name__}) has a class of your own in "
-                "it. What that computes cannot be compared with the run in the folder, only the "
-                "layers and weights that it holds. If you have changed it, take another folder."
+        if unknown := fingerprints.not_comparable(run.trainer):
+            warn(
+                f"checkpoints: the {', the '.join(unknown)} cannot be wholly compared with the run "
+                "in the folder, since a class of your own does not say what it is made of "
+                "(get_config). If you have changed it, take another folder."
             )
         for variable, value in zip(_variables(run.trainer), state["variables"], strict=True):
             variable.assign(value)
-        run.best_val_loss, run.best_weights = state["best"]
+        run.best_epoch, run.best_val_loss, run.best_weights = state["best"]
+        run.history.history.clear()
+        run.history.history.update(state["history"])
+        run.history.epoch = list(range(state["epoch"]))
         # By kind: one that is added, or left out, takes nothing from the others.
-        waiting = list(run.callbacks)
-        for kind, kept in state["callbacks"]:
-            callback = next((c for c in waiting if type(c).__name__ == kind), None)
-            if callback is not None:
-                waiting.remove(callback)
-                _bring_back(callback, kept)
-        run.trainer.history = run.history.history
+        waiting = list(self._states)
+        for name, kept in state["callbacks"]:
+            known = next((s for s in waiting if type(s.callback).__name__ == name), None)
+            if known is not None:
+                waiting.remove(known)
+                known.restore(kept)
         # A callback ended that run before its time: it is over, unless more is asked for now.
         over = state["stopped"] and run.n_epochs <= state["epochs"]
         return run.n_epochs if over else state["epoch"]
@@ -151,7 +161,7 @@ class Checkpoints:
                 if self._last.exists()
                 else "will start anew, for the older one is gone too"
             )
-            inputs.warn(
+            warn(
                 f"{self._unwritable(error)} The training goes on without the checkpoint of epoch "
                 f"{epoch}; if it is interrupted, it {left}.",
                 RuntimeWarning,
@@ -165,13 +175,10 @@ class Checkpoints:
             "epoch": epoch,
             "epochs": run.n_epochs,
             "stopped": run.model.stop_training,
-            "history": run.trainer.history,
-            "best": (run.best_val_loss, run.best_weights),
+            "history": _plain_items(run.history.history),
+            "best": (run.best_epoch, run.best_val_loss, run.best_weights),
             "variables": [v.value.numpy() for v in _variables(run.trainer)],
-            "callbacks": [
-                (type(callback).__name__, _changes(before, _kept_of(callback)))
-                for callback, before in zip(run.callbacks, self._set_up, strict=True)
-            ],
+            "callbacks": [(type(s.callback).__name__, s.changes()) for s in self._states],
         }
         write(path, state)
         # By what was written, not by number: a damaged file may have a higher one.
@@ -188,7 +195,7 @@ class Checkpoints:
     def _newest_good(self):
         """Return the newest state that can be read, or None."""
         paths = [path for path in self._files() if path.suffix == ".ckpt"]
-        for path in sorted(paths, reverse=True):
+        for path in sorted(paths, key=_epoch_of, reverse=True):
             try:
                 state = read(path)
             except OSError as error:  # it may be whole, and readable again in a moment
@@ -197,9 +204,9 @@ class Checkpoints:
                     "read, or choose another one."
                 ) from error
             except ValueError as error:
-                older = path != min(paths)
+                older = path != min(paths, key=_epoch_of)
                 instead = "the one before it is used" if older else "the run starts anew"
-                inputs.warn(f"checkpoints: {path} is damaged ({error}); {instead}.", RuntimeWarning)
+                warn(f"checkpoints: {path} is damaged ({error}); {instead}.", RuntimeWarning)
             else:
                 self._last = path
                 return state
@@ -220,6 +227,40 @@ class Checkpoints:
             f"checkpoints: cannot write to the folder {self.folder}: {error}. "
             "Make it writable, make space on its disk, or choose another one."
         )
+
+
+def _folder(folder) -> Path:
+    """Return the path of a folder, whole, so that it stays the same where the program goes on."""
+    if not isinstance(folder, (str, os.PathLike)) or not str(folder).strip():
+        raise TypeError(f"checkpoints: expected the path of a folder, got {kind(folder)}.")
+    if "://" in str(folder):
+        raise ValueError(
+            f"checkpoints: expected a folder of this machine, got {folder}. Mount it as one, or "
+            "copy the folder there when the training is done."
+        )
+    try:
+        path = Path(folder).expanduser().absolute()
+        is_file = path.is_file()
+    except (RuntimeError, ValueError) as error:  # no such user's home; a null byte
+        raise ValueError(
+            f"checkpoints: expected the path of a folder, got {folder!r} ({error})."
+        ) from None
+    if is_file:
+        raise ValueError(f"checkpoints: expected a folder, got the file {path}. Name another one.")
+    return path
+
+
+def _plain_items(history: dict) -> dict:
+    """Return what of a history can be written; a callback may have added anything."""
+    items = {}
+    for name, values in history.items():
+        with contextlib.suppress(TypeError, RecursionError):
+            items[name] = plain(values)
+    return items
+
+
+def _epoch_of(path: Path) -> int:
+    return int(path.stem.removeprefix("epoch-"))
 
 
 def _variables(trainer):
@@ -286,25 +327,23 @@ def _header(content):
 
 
 def _encoded(value, arrays):
-    """Return `value` as JSON can hold it, with its arrays moved to the list `arrays`."""
-    match value:
-        case None | bool() | str():
-            return value
-        case np.generic() | np.ndarray():
-            if value.dtype.kind == "V":  # bfloat16, which NumPy's files do not know
-                value = value.astype(np.float32)  # which holds it exactly
-            arrays.append(np.asarray(value))
-            return {"scalar" if isinstance(value, np.generic) else "array": len(arrays) - 1}
-        case int() | float():
-            return value
-        case list():
-            return [_encoded(item, arrays) for item in value]
-        case tuple() | set():
-            items = [_encoded(item, arrays) for item in value]
-            return {"tuple" if isinstance(value, tuple) else "set": items}
-        case dict():
-            pairs = value.items()
-            return {"dict": [[_encoded(k, arrays), _encoded(v, arrays)] for k, v in pairs]}
+    """Return a plain value as JSON can hold it, with its arrays moved to the list `arrays`."""
+    kind = type(value)
+    if value is None or kind in (bool, int, float, str):
+        return value
+    if isinstance(value, (np.ndarray, np.generic)):
+        if value.dtype.name == "bfloat16":  # which NumPy's files do not know
+            value = value.astype(np.float32)  # which holds it exactly
+        arrays.append(np.asarray(value))
+        return {"scalar" if isinstance(value, np.generic) else "array": len(arrays) - 1}
+    if isinstance(value, dict):
+        pairs = [[_encoded(k, arrays), _encoded(v, arrays)] for k, v in value.items()]
+        return {kind.__name__: pairs}
+    if kind.__name__ in SEQUENCES:
+        items = [_encoded(item, arrays) for item in value]
+        if kind is collections.deque:
+            return {"deque": [items, value.maxlen]}
+        return items if kind is list else {kind.__name__: items}
     return {"function": [value.__module__, value.__name__]}
 
 
@@ -314,216 +353,17 @@ def _decoded(value, arrays):
     if not isinstance(value, dict):
         return value
     ((kind, content),) = value.items()
-    match kind:
-        case "array":
-            return arrays[f"arr_{content}"]
-        case "scalar":
-            return arrays[f"arr_{content}"][()]
-        case "tuple":
-            return tuple(_decoded(content, arrays))
-        case "set":
-            return set(_decoded(content, arrays))
-        case "dict":
-            return {_decoded(k, arrays): _decoded(v, arrays) for k, v in content}
-    return _function(*content)
-
-
-# What callbacks keep
-
-
-def _kept_of(callback) -> dict:
-    """Return what a callback holds, such as what EarlyStopping counts, as it is now.
-
-    What is no plain value, or holds such, is left out.
-    """
-    kept = {}
-    for name, value in vars(callback).items():
-        with contextlib.suppress(TypeError):
-            kept[name] = _plain(value)
-    return kept
-
-
-def _plain(value):
-    """Return a copy of `value` that `write` can write.
-
-    Raises:
-        TypeError: there is none.
-    """
-    match value:
-        case None | bool() | str() | int() | float() | np.generic():
-            return value
-        case np.ndarray() if value.dtype.kind in "biufcUV":
-            return value.copy()
-        case tf.Tensor() | tf.Variable() | keras.Variable():
-            return keras.ops.convert_to_numpy(value)
-        case tuple():
-            return tuple(map(_plain, value))
-        case set():
-            return set(map(_plain, value))
-        case list() | collections.deque():
-            return list(map(_plain, value))
-        case dict():
-            return {_plain(k): _plain(v) for k, v in value.items()}
-    # Keras' callbacks compare with a function that they choose after the first epoch.
-    if _function(getattr(value, "__module__", None), getattr(value, "__name__", None)) is value:
-        return value
-    raise TypeError
-
-
-def _function(module: str | None, name: str | None):
-    """Return a function of a module that only computes, None where it is none of these."""
-    if (module or "").partition(".")[0] not in ("keras", "math", "numpy", "operator", "_operator"):
-        return None
-    return getattr(sys.modules.get(module), name or "", None)
-
-
-def _changes(before, now):
-    """Return what in `now` is not as it was `before`."""
-    return {
-        name: value
-        for name, value in now.items()
-        if name not in before or _differ(before[name], value)
-    }
-
-
-def _differ(a, b):
-    if type(a) is not type(b):
-        return True
-    if isinstance(a, dict):
-        return a.keys() != b.keys() or any(_differ(a[name], b[name]) for name in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) != len(b) or any(map(_differ, a, b))
-    return not np.array_equal(a, b)
-
-
-def _bring_back(callback, kept: dict) -> None:
-    """Give a callback what it held; what it has shared with others stays shared."""
-    for name, value in kept.items():
-        held = vars(callback).get(name)
-        if hasattr(held, "assign"):  # a variable
-            held.assign(value)
-        elif isinstance(held, (dict, set)) and isinstance(value, (dict, set)):
-            held.clear()
-            held.update(value)
-        elif isinstance(held, (list, collections.deque)) and isinstance(value, list):
-            held.clear()
-            held.extend(value)
-        else:
-            vars(callback)[name] = value
-
-
-# What must be the same for a run to go on
-
-
-def _fingerprint(run):
-    """Return a digest of everything that must be the same for a run to go on, by name."""
-    trainer, model = run.trainer, run.model
-    parts = {
-        "model": [
-            _description_of_model(model),
-            [(list(v.shape), v.dtype) for v in model.variables],
-        ],
-        "loss function": description(trainer.loss_function),
-        "optimizer": [trainer.optimizer_description, len(trainer.optimizer.variables)],
-        "training dataset": run.train,
-        "validation dataset": run.val,
-        "batch_size": getattr(run.train, "batch_size", None),
-        "shuffle": getattr(run.train, "shuffle_seed", None) is not None,
-    }
-    return {name: _digest(part) for name, part in parts.items()}
-
-
-def _digest(part):
-    digest = hashlib.sha256()
-    if isinstance(part, inputs.Stream):
-        # Its images cannot be looked at without reading them all.
-        part = f"{part.dataset.element_spec} {part.dataset.cardinality()}"
-    if isinstance(part, inputs.Arrays):
-        digest.update((_digest(part.x) + _digest(part.y)).encode())
-    elif isinstance(part, np.ndarray):
-        digest.update(f"{part.dtype} {part.shape}".encode())
-        for start in range(0, len(part), 1024):  # a view that is not contiguous is copied
-            digest.update(part[start : start + 1024].tobytes())
-    else:
-        digest.update(json.dumps(part).encode())
-    return digest.hexdigest()
-
-
-def _is_whole(model: keras.Model) -> bool:
-    """Whether Keras can say all that a model is made of."""
-    return type(model).__module__.startswith("keras.") and _config(model) is not None
-
-
-def _description_of_model(model: keras.Model) -> list[str]:
-    # Of a model or layer of one's own that does not say, at least the layers inside.
-    parts = [model] if _is_whole(model) else [model, *model._flatten_layers(include_self=False)]
-    return [description(part) for part in parts]
-
-
-def description(thing) -> str:
-    """Return what a Keras object was made with, the same in each process.
-
-    Names and seeds are left out: Keras counts its layers up within a process, and seeds are part
-    of the state.
-    """
-    own = inspect.isfunction(thing) and not thing.__module__.startswith("keras.")
-    config = _code(thing.__code__) if own else _config(thing)
-    return json.dumps(
-        [type(thing).__name__, _without_names(config, {})], default=lambda v: type(v).__name__
-    )
-
-
-def _config(thing):
-    """Return the config that Keras would save, None where a class of one's own does not say."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a lambda, which is not going to be loaded here
-        try:
-            return keras.saving.serialize_keras_object(thing)
-        except (NotImplementedError, OSError, TypeError, ValueError):
-            return None
-
-
-def _without_names(config, names):
-    """Return a Keras config with each layer's name replaced by its place in the order."""
-    if isinstance(config, dict):
-        return {
-            key: names.setdefault(value, len(names))
-            # The only entry of a dtype policy is its name, which means something.
-            if key == "name" and len(config) > 1
-            else _without_names(value, names)
-            for key, value in config.items()
-            if key not in ("seed", "module", "registered_name", "build_config", "compile_config")
-        }
-    if isinstance(config, (list, tuple)):
-        # Where a layer takes its input from: name, call, output.
-        if len(config) == 3 and [type(item) for item in config] == [str, int, int]:
-            return [names.setdefault(config[0], len(names)), *config[1:]]
-        return [_without_names(item, names) for item in config]
-    return _code_of_lambda(config) or config
-
-
-def _code_of_lambda(config):
-    """Return what a lambda computes, whose compiled code Keras has put into a config as text.
-
-    That code also names its file, which in a notebook is another one after each restart.
-    """
-    if not (isinstance(config, str) and config.startswith("4w") and config.endswith("\n")):
-        return None
-    try:
-        return _code(marshal.loads(base64.b64decode(config)))
-    except (AttributeError, EOFError, TypeError, ValueError):
-        return None  # another text
-
-
-def _code(code: types.CodeType) -> list:
-    """Return what compiled code does, without where it stands."""
-    constants = [
-        _code(c) if isinstance(c, types.CodeType)
-        else sorted(map(repr, c)) if isinstance(c, frozenset)
-        else repr(c)
-        for c in code.co_consts
-    ]  # fmt: skip
-    return [code.co_code.hex(), constants, code.co_names, code.co_varnames, code.co_freevars]
+    if kind == "array":
+        return arrays[f"arr_{content}"]
+    if kind == "scalar":
+        return arrays[f"arr_{content}"][()]
+    if kind in MAPPINGS:
+        return MAPPINGS[kind]({_decoded(k, arrays): _decoded(v, arrays) for k, v in content})
+    if kind == "deque":
+        return collections.deque(_decoded(content[0], arrays), content[1])
+    if kind in SEQUENCES:
+        return SEQUENCES[kind](_decoded(content, arrays))
+    return function(*content)
 
 
 def copy_of(trainer, memo):

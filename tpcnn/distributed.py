@@ -19,6 +19,7 @@ import keras
 import tensorflow as tf
 
 from tpcnn.checkpoints import Checkpoints
+from tpcnn.messages import explain_errors
 from tpcnn.trainer import Trainer
 
 # What an optimizer of Keras does to the gradient of each replica by itself, before the sum.
@@ -123,6 +124,7 @@ class DistributedTrainer(Trainer):
                 if isinstance(layer, keras.layers.BatchNormalization):
                     layer.synchronized = True
 
+    @explain_errors
     def fit(self, x_train, y_train, x_val, y_val, epochs, verbose=True, **settings):
         """Train the model; arguments, result and errors are those of `Trainer.fit`.
 
@@ -188,13 +190,11 @@ class DistributedTrainer(Trainer):
 
     def _part_of_loss(self, y, predictions, weights, n):
         """Return what a slice adds to the loss of a batch of `n` images."""
-        loss = self.loss_function
-        losses = (loss.call if isinstance(loss, keras.losses.Loss) else loss)(
-            y, tf.cast(predictions, tf.float32)
-        )
-        mean = tf.reduce_sum(weights * losses) / tf.cast(n, tf.float32)
+        # As in Loss.__call__, which would take the mean over the slice.
+        losses = self.loss_function.call(tf.cast(y, tf.float32), tf.cast(predictions, tf.float32))
+        mean = tf.reduce_sum(weights * tf.cast(losses, tf.float32)) / tf.cast(n, tf.float32)
         replicas = self.strategy.num_replicas_in_sync
-        return tf.add_n([mean, *(penalty / replicas for penalty in self.model.losses)])
+        return mean + sum(tf.cast(loss, tf.float32) / replicas for loss in self.model.losses)
 
     def _count(self, metric, part_of_loss, n):
         # The parts add up to n times the loss of the batch, the weights to n.
@@ -231,7 +231,6 @@ class DistributedTrainer(Trainer):
                 f"{type(self.strategy).__name__}. Make one strategy at the start, and every model "
                 "under it; for other devices start Python anew."
             )
-        DistributedTrainer._strategy_of_the_process = first
         made_here = self.strategy.extended.variable_created_in_scope
         for name, variables in [
             ("model", self.model.variables),
@@ -242,16 +241,30 @@ class DistributedTrainer(Trainer):
                     f"{name}: expected one made under the strategy, got one made outside. "
                     f"Make the {name} in the block `with strategy.scope():` too."
                 )
-        for name in BEFORE_THE_SUM:
-            if getattr(self.optimizer, name, None):
-                raise ValueError(
-                    f"optimizer: expected no {name}, got {getattr(self.optimizer, name)}. Keras "
-                    "would apply it to each slice by itself, which is another training."
-                )
-        if getattr(self.loss_function, "reduction", "mean") in ("sum", None, "none"):
+        for optimizer in getattr(self.optimizer, "optimizers", [self.optimizer]):
+            for name in BEFORE_THE_SUM:
+                if getattr(optimizer, name, None):
+                    raise ValueError(
+                        f"optimizer: expected no {name}, got {getattr(optimizer, name)}. Keras "
+                        "would apply it to each slice by itself, which is another training."
+                    )
+        self._check_loss()
+        DistributedTrainer._strategy_of_the_process = first
+
+    def _check_loss(self):
+        loss = self.loss_function
+        if loss.reduction in ("sum", None, "none"):
             raise ValueError(
                 "loss_function: expected a mean over the images, got "
-                f"reduction={self.loss_function.reduction!r}. Leave `reduction` out."
+                f"reduction={loss.reduction!r}. Leave `reduction` out."
+            )
+        own = type(loss).__call__ is not keras.losses.Loss.__call__
+        if own or getattr(loss, "ignore_class", None) is not None:
+            found = f"the __call__ of {type(loss).__name__}" if own else "an ignore_class"
+            raise ValueError(
+                f"loss_function: expected a mean over all images of a batch, got {found}, of which "
+                "a replica, with its slice, cannot say what part it is. Put what it does into the "
+                "method call, which returns a loss for each image."
             )
 
 
@@ -316,7 +329,9 @@ def launch(
                     continue
                 alone = any(other.poll() == 0 for other in processes.values())
                 if alone or not restarts:
-                    others = " when others were done, so it would wait for them for ever" * alone
+                    others = ""
+                    if alone:
+                        others = " when others were done, so it would wait for them for ever"
                     raise RuntimeError(
                         f"launch: worker {worker} ended with status {process.returncode}{others}. "
                         f"It printed:\n{_text(logs[worker])[-4000:]}"
@@ -344,6 +359,7 @@ def _free_ports(n):
 
 
 def _end_without(address, over, every=2, misses=3):
+    """End this process when nothing answers at an address any more, unless the event is set."""
     host, port = address.rsplit(":", 1)
     missed = 0
     while missed < misses:

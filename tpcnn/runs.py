@@ -11,7 +11,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tpcnn import inputs
+from tpcnn import arguments
+from tpcnn.messages import warn
 
 # TensorFlow takes as many steps in one call as fit in this time: so many that the way back to
 # Python costs nothing, so few that Ctrl-C, which Python has to notice, soon ends the training.
@@ -24,7 +25,7 @@ The training diverged: after epoch {epoch} {found}, so it ended there. The weigh
 {causes}
 Start again with a new model and a new optimizer: this one remembers the failed steps."""
 CAUSES = [
-    "The learning rate, now {rate:g}, is too large. Try a tenth of it.",
+    "The learning rate, {rate}, is too large. Try a tenth of it.",
     "The loss does not fit the model: from_logits=True is for a model without softmax.",
     "Images or labels are wrong: NaN or infinite pixels in a dataset, labels beyond the classes.",
     "A layer or loss of your own divides by zero, or takes the log or root of such a number.",
@@ -36,7 +37,7 @@ class Run:
 
     Args:
         trainer: the `Trainer`.
-        train: its training data, `inputs.Arrays` or `inputs.Stream`.
+        train: its training data, `batches.Arrays` or `batches.Stream`.
         val: its validation data.
         epochs, verbose, callbacks, checkpoints: as for `Trainer.fit`.
 
@@ -45,20 +46,22 @@ class Run:
         train, val: as given.
         callbacks: the callbacks, one by one, and Keras' own `History`.
         history: that callback; `Trainer.history` is its dictionary.
-        best_val_loss: the lowest validation loss so far.
-        best_weights: the weights of that epoch; before the first one, those of the start.
+        best_epoch: the number of the epoch with the lowest validation loss so far, from 1 on; None
+            before there is one.
+        best_val_loss: that loss.
+        best_weights: the weights after that epoch; before the first one, those of the start.
     """
 
     def __init__(self, trainer, train, val, epochs, verbose, callbacks, checkpoints):
         self.trainer, self.model = trainer, trainer.model
         self.train, self.val = train, val
-        self.n_epochs = inputs.positive_integer("epochs", epochs)
+        self.n_epochs = arguments.positive_integer("epochs", epochs)
         self._verbose = verbose
         self._compiled_metrics = _built_metrics(self.model)
-        if isinstance(callbacks, keras.callbacks.CallbackList):
-            callbacks = callbacks.callbacks
+        if not trainer.optimizer.built:
+            trainer.optimizer.build(self.model.trainable_variables)
         self._hooks = keras.callbacks.CallbackList(
-            callbacks,
+            arguments.check_callbacks(callbacks),
             add_history=True,
             model=self.model,
             verbose=verbose,
@@ -70,6 +73,8 @@ class Run:
         self._by_batch = any(_listens(c, "batch", "train_batch") for c in self.callbacks)
         self._by_val_batch = any(_listens(c, "test_batch") for c in self.callbacks)
         self._checkpoints = trainer.checkpoints_class(checkpoints, self)
+        self.best_epoch, self.best_val_loss, self.best_weights = None, np.inf, None
+        self._first_epoch = 0
         self._steps_per_part = 1
         self._logs = None
         self._diverged = False
@@ -80,7 +85,7 @@ class Run:
             # Where callbacks say when to stop, and Keras' BackupAndRestore where to begin.
             self.model.stop_training, self.model._initial_epoch = False, None
             self._hooks.on_train_begin()
-            self.best_val_loss, self.best_weights = np.inf, self.model.get_weights()
+            self.best_weights = self.model.get_weights()
             self.trainer.history = self.history.history
             restored = self._checkpoints.restore()
             self._first_epoch = (self.model._initial_epoch or 0) if restored is None else restored
@@ -154,7 +159,8 @@ class Run:
         if self._diverged:
             return
         if logs["val_loss"] < self.best_val_loss:
-            self.best_val_loss, self.best_weights = logs["val_loss"], self.model.get_weights()
+            self.best_epoch, self.best_val_loss = epoch + 1, logs["val_loss"]
+            self.best_weights = self.model.get_weights()
         self._checkpoints.save(epoch + 1)
 
     def _steps_of_next_part(self) -> int:
@@ -184,25 +190,32 @@ class Run:
 
     def _return_to_best(self) -> None:
         self.model.set_weights(self.best_weights)
-        last, val_losses = self._logs, self.trainer.history["val_loss"]
         best = "from before the training"
-        if self.best_val_loss in val_losses:
-            best = f"of epoch {val_losses.index(self.best_val_loss) + 1}, the best"
-        found = f"the loss is {last['loss']} and the validation loss {last['val_loss']}"
+        if self.best_epoch:
+            best = f"of epoch {self.best_epoch}, the best"
+        loss, val_loss = self._logs["loss"], self._logs["val_loss"]
+        found = f"the loss is {loss} and the validation loss {val_loss}"
         causes = CAUSES
-        if np.isfinite([last["loss"], last["val_loss"]]).all():
+        if np.isfinite([loss, val_loss]).all():
             # ReLU makes 0 of a NaN, and so hides it from the loss.
             found = f"some weights are NaN or infinite, though {found}"
             causes = [CAUSES[2], *CAUSES[:2], CAUSES[3]]
-        rate = float(keras.ops.convert_to_numpy(self.trainer.optimizer.learning_rate))
+        rate = _learning_rate(self.trainer.optimizer)
         listed = "\n".join(f"{i}. {cause.format(rate=rate)}" for i, cause in enumerate(causes, 1))
-        message = DIVERGED.format(epoch=len(val_losses), found=found, best=best, causes=listed)
-        inputs.warn(message, RuntimeWarning)
+        epoch = len(self.trainer.history["val_loss"])
+        warn(DIVERGED.format(epoch=epoch, found=found, best=best, causes=listed), RuntimeWarning)
+
+
+def _learning_rate(optimizer) -> str:
+    try:
+        return f"now {float(keras.ops.convert_to_numpy(optimizer.learning_rate)):g}"
+    except AttributeError:  # one that is made of several has several
+        return f"that of {type(optimizer).__name__}"
 
 
 def _built_metrics(model: keras.Model) -> list[keras.metrics.Metric]:
     """Return the loss and the accuracy that a compiled model keeps for callbacks to look at."""
-    loss, compiled = model.metrics[:2]
+    loss, compiled = keras.Model.metrics.fget(model)[:2]  # a model may have a list of its own
     if not compiled.built:
         # Any labels and outputs of the right kind: Keras takes from them which accuracy is meant.
         model.compute_metrics(None, tf.zeros([1], tf.int32), tf.zeros([1, 2]))

@@ -1,11 +1,13 @@
-"""Trainer, the class of the lab sheet. `inputs` checks what it gets, `runs` is all around it."""
+"""Trainer, the class of the lab sheet. What surrounds its loop: arguments, batches, runs."""
 
 import keras
 import tensorflow as tf
 from keras.metrics import Mean, SparseCategoricalAccuracy
 
-from tpcnn import fused_adam, inputs, plots
-from tpcnn.checkpoints import Checkpoints, copy_of, description
+from tpcnn import arguments, batches, fused_adam, losses, plots
+from tpcnn.checkpoints import Checkpoints, copy_of
+from tpcnn.fingerprints import describe
+from tpcnn.messages import explain_errors
 from tpcnn.runs import Run
 
 
@@ -13,7 +15,7 @@ class Trainer:
     """Train a model, follow its progress, predict with it.
 
     Args:
-        model: a `keras.Model` from images to probabilities (it ends in softmax) or to logits.
+        model: a `keras.Model` from images to probabilities (softmax) or logits; compiled here.
         loss_function: a Keras loss for integer labels, as a rule
             `keras.losses.SparseCategoricalCrossentropy`, with ``from_logits=True`` for logits.
         optimizer: a Keras optimizer. A plain Adam or AdamW is changed for good: it makes the same
@@ -31,12 +33,11 @@ class Trainer:
     __deepcopy__ = copy_of
 
     def __init__(self, model: keras.Model, loss_function, optimizer):
-        inputs.check_network(self, model, loss_function, optimizer)
-        self.model, self.loss_function = model, keras.losses.get(loss_function)
-        # The loop does not need it, but callbacks look for optimizer and metrics on the model.
-        model.compile(keras.optimizers.get(optimizer), self.loss_function, metrics=["accuracy"])
+        self.model = model
+        self.loss_function, optimizer = arguments.check_network(self, loss_function, optimizer)
+        model.compile(optimizer, self.loss_function, metrics=["accuracy"])  # for callbacks
         self.optimizer = model.optimizer  # mixed_float16 has put it in one that scales the loss
-        self.optimizer_description = description(self.optimizer)
+        self.optimizer_description = describe(self.optimizer)  # before its learning rate changes
         fused_adam.fuse(self.optimizer)
         # XLA compiles the step where Keras would let it: on a GPU, if every layer allows for it.
         self._step = tf.function(self._train_step, jit_compile=model.jit_compile or None)
@@ -45,10 +46,10 @@ class Trainer:
         self.shuffle_seed = keras.random.SeedGenerator()
         self.history: dict[str, list[float]] = {}
 
-    @inputs.explain_errors
+    @explain_errors
     def fit(
         self, x_train, y_train, x_val, y_val, epochs: int, verbose: bool = True, *,
-        batch_size: int = inputs.BATCH_SIZE, shuffle: bool = True, callbacks=None, checkpoints=None,
+        batch_size: int = arguments.BATCH_SIZE, shuffle=True, callbacks=None, checkpoints=None,
     ) -> dict[str, list[float]]:  # fmt: skip
         """Train the model, look at the validation images after each epoch, and return `history`.
 
@@ -70,15 +71,15 @@ class Trainer:
 
         Raises:
             TypeError, ValueError: an argument is not as above, or the folder holds another run.
-            OSError, RuntimeError, MemoryError: the folder cannot be used; is in use; no memory.
+            OSError, RuntimeError, MemoryError: the folder cannot be used, or is; memory is short.
         """
-        train, val = inputs.check_data(self, x_train, y_train, x_val, y_val, batch_size, shuffle)
-        train_part = self._train_stream if isinstance(train, inputs.Stream) else self._train_batches
+        train, val = arguments.check_data(self, x_train, y_train, x_val, y_val, batch_size, shuffle)
+        train_on = self._train_stream if isinstance(train, batches.Stream) else self._train_batches
         with Run(self, train, val, epochs, verbose, callbacks, checkpoints) as run:
             for epoch in run.epochs():
                 self._reset_metrics()
                 for part in run.training_parts():
-                    train_part(*part)
+                    train_on(*part)
                 for x, y in run.validation_batches():
                     self._eval_step(x, y)
                 run.end_epoch(epoch)
@@ -90,7 +91,7 @@ class Trainer:
 
     @tf.function(reduce_retracing=True)
     def _train_batches(self, x, y, order, batch_size):
-        """Take a step for each batch of the images that `order` names."""
+        """Take a step for each batch of the images at the places `order`, int32 (m,)."""
         for start in tf.range(0, tf.size(order), batch_size):
             batch = order[start : start + batch_size]
             self._step(tf.gather(x, batch), tf.gather(y, batch))
@@ -128,7 +129,7 @@ class Trainer:
         self.val_loss.update_state(self._loss(y, predictions), sample_weight=tf.shape(x)[0])
         self.val_accuracy.update_state(y, predictions)
 
-    @inputs.explain_errors
+    @explain_errors
     def predict(self, x, batch_size: int = 256) -> tf.Tensor:
         """Return the probability of each class for each image: float32, shape (n, classes).
 
@@ -136,14 +137,14 @@ class Trainer:
             x: an array of images, as for `fit` and with the same errors; any number of them.
             batch_size: images that pass through the model at a time; it bounds the memory.
         """
-        batches = inputs.check_images(self, x, batch_size)
-        return tf.concat([self._predict_step(batch) for batch in batches], axis=0)
+        images = arguments.image_batches(self, x, batch_size)
+        return tf.concat([self._predict_step(batch) for batch in images], axis=0)
 
     @tf.function(reduce_retracing=True)
     def _predict_step(self, x):
         outputs = tf.cast(self.model(tf.cast(x, tf.float32), training=False), tf.float32)
-        return outputs if inputs.ends_in_softmax(self) else tf.nn.softmax(outputs)
+        return losses.probabilities(outputs, self.model, self.loss_function)
 
     def plot_history(self):
         """Draw loss and accuracy against the epoch; return the Matplotlib figure."""
-        return plots.history(inputs.check_history(self.history))
+        return plots.history(arguments.check_history(self.history))

@@ -5,8 +5,8 @@ import numpy as np
 from tpcnn.checks import session
 from tpcnn.checks.mistakes import Mistake, Section, blank, check, raised, run
 from tpcnn.checks.networks import LARGEST_AFTER_TWO_SOFTMAX
+from tpcnn.lab_sheet import REQUIRED_ACCURACY
 from tpcnn.models import CLASSES
-from tpcnn.requirements import REQUIRED_ACCURACY
 
 TRAINING = {
     "fully_connected": Section.FULLY_CONNECTED_TRAINING,

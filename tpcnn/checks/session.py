@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tpcnn.checks.mistakes import Section, blank, check
 from tpcnn.device import describe_device
-from tpcnn.requirements import REQUIRED_ACCURACY
+from tpcnn.lab_sheet import REQUIRED_ACCURACY
 
 # Every step of the lab, in its order, as the report calls it.
 STEPS = {

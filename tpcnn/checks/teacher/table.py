@@ -13,7 +13,7 @@ from pathlib import Path
 from tpcnn.checks.teacher import submission
 from tpcnn.checks.teacher.rerun import rerun
 from tpcnn.checks.teacher.submission import RESULTS, Submission, plain
-from tpcnn.requirements import REQUIRED_ACCURACY
+from tpcnn.lab_sheet import REQUIRED_ACCURACY
 
 READING_SECONDS = 60
 COLUMNS = {

@@ -1,0 +1,147 @@
+"""What a callback has counted and kept in a run: found, copied and given back.
+
+These are the attributes that are plain values: numbers, texts, arrays, tensors and variables,
+functions that only compute, and Python's own containers of such. Files, generators and other
+objects belong to their process.
+"""
+
+import collections
+import contextlib
+import sys
+import weakref
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+SEQUENCES = {t.__name__: t for t in (list, tuple, set, frozenset, collections.deque)}
+MAPPINGS = {t.__name__: t for t in (dict, collections.Counter, collections.OrderedDict)}
+# Modules whose functions may be named in a file: they only compute.
+COMPUTING = ("keras", "math", "numpy", "operator", "_operator")
+
+# The folder of the run that a callback was in last, and how it began it.
+_begun = weakref.WeakKeyDictionary()
+
+
+class CallbackState:
+    """The state of one callback in one run.
+
+    Args:
+        callback: the callback, before its `on_train_begin`.
+        folder: where the run is kept.
+    """
+
+    def __init__(self, callback: keras.callbacks.Callback, folder: Path):
+        self.callback, self.folder = callback, folder
+        self._before = held_by(callback)
+        self._restored = set()
+
+    def begin(self) -> None:
+        """Note what the callback has set up by now; from here on its changes are its progress."""
+        now = held_by(self.callback)
+        folder, at_first = _begun.get(self.callback, (None, None))
+        if folder == self.folder:
+            # The same object as in a call of fit that was interrupted: what that has left in it,
+            # and on_train_begin has not set anew, goes.
+            untouched = [
+                n for n in now if n in self._before and not _differ(self._before[n], now[n])
+            ]
+            self._assign({n: at_first[n] for n in untouched if n in at_first})
+            now = held_by(self.callback)
+        _begun[self.callback] = self.folder, now
+        self._set_up = now
+
+    def changes(self) -> dict:
+        """Return what the callback has gathered since, as plain values by name."""
+        return {
+            name: value
+            for name, value in held_by(self.callback).items()
+            if name in self._restored
+            or name not in self._set_up
+            or _differ(self._set_up[name], value)
+        }
+
+    def restore(self, kept: dict) -> None:
+        """Give the callback what `changes` returned in another process."""
+        self._restored = set(kept)
+        self._assign(kept)
+
+    def _assign(self, kept: dict) -> None:
+        attributes = vars(self.callback)
+        for name, value in kept.items():
+            held = attributes.get(name)
+            if hasattr(held, "assign"):  # a variable
+                held.assign(value)
+            elif type(held) is type(value) and isinstance(held, (dict, set)):
+                held.clear()  # and not replaced: others may hold it too
+                held.update(value)
+            elif type(held) is type(value) and isinstance(held, (list, collections.deque)):
+                held.clear()
+                held.extend(value)
+            else:
+                attributes[name] = value
+
+
+def held_by(callback) -> dict:
+    """Return copies of the attributes of a callback that are plain values, by name."""
+    held = {}
+    for name, value in vars(callback).items():
+        with contextlib.suppress(TypeError, RecursionError):
+            held[name] = plain(value)
+    return held
+
+
+def plain(value):
+    """Return a copy of a plain value.
+
+    Raises:
+        TypeError: it is none.
+    """
+    kind = type(value)
+    if value is None or kind in (bool, int, float, str):
+        return value
+    if isinstance(value, (tf.Tensor, tf.Variable, keras.Variable)):
+        return plain(_as_numpy(value))
+    if (kind is np.ndarray or isinstance(value, np.generic)) and (
+        value.dtype.kind in "biufcU" or value.dtype.name == "bfloat16"
+    ):
+        return value.copy()
+    if kind is collections.deque:
+        return collections.deque(map(plain, value), value.maxlen)
+    if kind in SEQUENCES.values():
+        return kind(map(plain, value))
+    if kind in MAPPINGS.values():
+        return kind({plain(name): plain(item) for name, item in value.items()})
+    # Keras' callbacks compare with a function that they choose after the first epoch.
+    if function(getattr(value, "__module__", None), getattr(value, "__name__", None)) is value:
+        return value
+    raise TypeError(f"{kind.__name__} is no plain value")
+
+
+def function(module: str | None, name: str | None):
+    """Return a function of a module that only computes, None where it is none of these."""
+    if (module or "").partition(".")[0] not in COMPUTING:
+        return None
+    return getattr(sys.modules.get(module), name or "", None)
+
+
+def _as_numpy(value):
+    try:
+        return np.asarray(keras.ops.convert_to_numpy(value))
+    except Exception as error:  # such as a tensor of a graph, or of a type that NumPy lacks
+        raise TypeError from error
+
+
+def _differ(one, other) -> bool:
+    if type(one) is not type(other):
+        return True
+    if isinstance(one, dict):
+        return one.keys() != other.keys() or any(_differ(one[name], other[name]) for name in one)
+    if isinstance(one, (list, tuple, collections.deque)):
+        return len(one) != len(other) or any(map(_differ, one, other))
+    if isinstance(one, (np.ndarray, np.generic)):
+        return one.dtype != other.dtype or not np.array_equal(
+            one, other, equal_nan=one.dtype.kind in "fc"
+        )
+    return one != other and not (one != one and other != other)  # NaN is what it was

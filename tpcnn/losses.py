@@ -1,0 +1,142 @@
+"""The loss of a `Trainer`, and whether its network ends as that expects: in softmax or not."""
+
+import inspect
+from collections.abc import Iterator
+
+import keras
+import tensorflow as tf
+
+from tpcnn.messages import warn
+
+# Keras' losses for integer labels, as they are called in lower case. The others want labels as
+# wide as the outputs, and do not always complain: ten labels against ten rows of ten outputs is a
+# valid operation.
+FOR_INTEGER_LABELS = ("sparsecategoricalcrossentropy", "categoricalgeneralizedcrossentropy")
+# In prediction these layers pass the numbers on as they are.
+PASS_ON = (
+    keras.layers.ActivityRegularization,
+    keras.layers.Dropout,
+    keras.layers.Flatten,
+    keras.layers.Identity,
+    keras.layers.Reshape,
+)
+ACTIVATIONS = (
+    keras.layers.ELU,
+    keras.layers.LeakyReLU,
+    keras.layers.PReLU,
+    keras.layers.ReLU,
+    keras.layers.Softmax,
+)
+
+
+class FunctionAsLoss(keras.losses.Loss):
+    """A function of labels and predictions as a Keras loss, called as Keras calls it.
+
+    Args:
+        function: takes labels, float32 of shape (n,), and predictions, float32 (n, classes).
+    """
+
+    def __init__(self, function):
+        super().__init__(name=getattr(function, "__name__", None))
+        self.function = function
+
+    def call(self, y_true, y_pred):
+        return self.function(y_true, y_pred)
+
+
+def check_ending(model: keras.Model, loss_function) -> None:
+    """Warn where a loss expects probabilities and the model does not give any, or vice versa.
+
+    Raises:
+        ValueError: it is one of Keras' losses for labels that are no integers.
+    """
+    owner = _owner(loss_function)
+    if _is_keras(owner, keras.losses) and _lower(owner) not in FOR_INTEGER_LABELS:
+        raise ValueError(
+            f"loss_function: expected one for integer labels, got {owner.__name__}. Take "
+            "keras.losses.SparseCategoricalCrossentropy, and labels that are integers from 0 to "
+            "the number of classes minus one; one-hot labels become integers with "
+            "y.argmax(axis=1)."
+        )
+    last, wants_logits = last_activation(model), _wants_logits(loss_function)
+    if wants_logits and last not in (None, "linear", "log_softmax"):
+        mend = "Leave from_logits out" if last == "softmax" else "End the model in Dense(classes)"
+        warn(
+            f"model: expected logits, since the loss has from_logits=True, but it ends in {last}. "
+            f"The network would learn less than it could. {mend}."
+        )
+    elif wants_logits is False and last not in (None, "softmax"):
+        found = "without softmax" if last == "linear" else f"in {last}"
+        warn(
+            f"model: expected probabilities, which the loss needs, but it ends {found}. The "
+            "network would learn far less than it could. End it in Dense(classes, "
+            "activation='softmax'), or in Dense(classes) and make the loss with from_logits=True."
+        )
+
+
+def probabilities(outputs: tf.Tensor, model: keras.Model, loss_function) -> tf.Tensor:
+    """Return the outputs of a model, shape (n, classes), as probabilities."""
+    last, wants_logits = last_activation(model), _wants_logits(loss_function)
+    if last == "softmax" or (last is None and wants_logits is False):
+        return outputs
+    if last is None and wants_logits is None:  # neither can be seen: so look at the numbers
+        sums = tf.reduce_sum(outputs, axis=1)
+        softmaxed = tf.reduce_all(outputs >= 0) & tf.reduce_all(tf.abs(sums - 1) < 0.01)
+        return tf.cond(softmaxed, lambda: outputs, lambda: tf.nn.softmax(outputs))
+    return tf.nn.softmax(outputs)
+
+
+def last_activation(model: keras.Model) -> str | None:
+    """Return the name of a model's last activation function, None where it cannot be seen."""
+    for layer in _from_the_end(model):
+        if isinstance(layer, keras.Model):
+            return last_activation(layer)
+        if isinstance(layer, PASS_ON):
+            continue
+        if isinstance(layer, ACTIVATIONS):
+            return _lower(type(layer))
+        function = getattr(layer, "activation", None)
+        if isinstance(function, ACTIVATIONS):
+            return _lower(type(function))
+        if not _is_keras(function, keras.activations) and not _is_keras(function, tf.nn):
+            return None
+        name = function.__name__.removesuffix("_v2")  # as TensorFlow calls its softmax
+        if name != "linear" or not isinstance(layer, keras.layers.Activation):
+            return name
+    return None
+
+
+def _from_the_end(model: keras.Model) -> Iterator[keras.Layer]:
+    """Yield the layers of a model from the last one on, as far as they form a chain."""
+    if isinstance(model, keras.Sequential):
+        yield from reversed(model.layers)
+        return
+    outputs = getattr(model, "outputs", None) or []  # a subclassed model does not say
+    while len(outputs) == 1:
+        operation, node, _ = outputs[0]._keras_history
+        yield operation
+        outputs = operation._inbound_nodes[node].input_tensors
+
+
+def _wants_logits(loss_function) -> bool | None:
+    """Whether a loss expects logits; None where it does not say."""
+    default = False if _lower(_owner(loss_function)) in FOR_INTEGER_LABELS else None
+    return getattr(loss_function, "from_logits", default)
+
+
+def _owner(loss_function):
+    """Return the function or the class that has a loss's name."""
+    if isinstance(loss_function, FunctionAsLoss):
+        loss_function = loss_function.function
+    return loss_function if inspect.isfunction(loss_function) else type(loss_function)
+
+
+def _is_keras(thing, module) -> bool:
+    """Whether a function or a class is one of those that a public module of Keras offers."""
+    name = getattr(thing, "__name__", "").removesuffix("_v2")
+    own = (getattr(thing, "__module__", None) or "").startswith(("keras.", "tensorflow."))
+    return own and hasattr(module, name)
+
+
+def _lower(thing) -> str:
+    return getattr(thing, "__name__", "").replace("_", "").lower()
