@@ -366,6 +366,62 @@ def test_what_callbacks_count_goes_on_wherever_a_run_was_killed(tmp_path, name):
         assert train(tmp_path) == expected
 
 
+class Counter(keras.callbacks.Callback):
+    """Counts from its making on, as `ModelCheckpoint` keeps its best result from there on."""
+
+    def __init__(self):
+        super().__init__()
+        self.epochs = self.batches = 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epochs += 1
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.batches += 1
+        if (self.epochs, self.batches) == self.kill:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("kill", [(1, 2), (3, 13)])
+def test_a_cell_that_is_run_again_goes_on_with_the_same_callback(tmp_path, kill):
+    """It still holds what it has counted in the epoch that was interrupted."""
+    counter = Counter()
+    counter.kill = kill
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path, 5, callbacks=[counter])
+    counter.kill = None
+    fit(tmp_path, 4, callbacks=[counter])
+    assert (counter.epochs, counter.batches) == (4, 20)
+    another = Counter()
+    another.kill = None
+    fit(tmp_path, 5, callbacks=[another])
+    assert (another.epochs, another.batches) == (5, 25)
+
+
+class Odd(keras.callbacks.Callback):
+    """Keeps what no file can hold, and adds it to the results."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.worst = tf.constant(f"{epoch}.png")
+        self.itself = [self]
+        self.place = Place(epoch, 0)
+        logs["rate"] = self.model.optimizer.learning_rate
+        logs["who"] = object()
+
+
+Place = collections.namedtuple("Place", "epoch batch")
+
+
+def test_what_cannot_be_written_costs_nothing_else(six_epochs, tmp_path):
+    fit(tmp_path, 3, callbacks=[Odd()])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        ended = fit(tmp_path, 6, seed=1, callbacks=[Odd()])
+    variables, history = everything(ended)
+    assert variables == six_epochs[0]
+    assert {name: history[name] for name in six_epochs[1]} == six_epochs[1]
+
+
 def test_more_epochs_can_be_asked_for_after_an_early_end(tmp_path):
     def train(folder, epochs):
         return fit(folder, epochs, callbacks=patient())
@@ -440,10 +496,60 @@ def test_a_model_that_cannot_be_compared_is_said_to_be_so(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         fit(tmp_path, 1, make(0.2))
-    with pytest.warns(UserWarning, match="checkpoints: the model .Secretive. .*cannot be compared"):
+    with pytest.warns(UserWarning, match="checkpoints: the model cannot be wholly compared"):
         fit(tmp_path, 2, make(0.2))
     with pytest.raises(ValueError, match="another model"):  # its layers say so, though it does not
         fit(tmp_path, 3, make(0.3))
+
+
+def focal(gamma):
+    def loss(y, predictions):
+        return gamma * keras.losses.sparse_categorical_crossentropy(y, predictions, True)
+
+    return loss
+
+
+class OwnSchedule(keras.optimizers.schedules.LearningRateSchedule):
+    def __call__(self, step):
+        return 0.01
+
+
+# Settings that Keras does not write down, and another value of each.
+UNSAID = {
+    "loss function": lambda value: tpcnn.Trainer(simple().model, focal(value), "sgd"),
+    "optimizer": lambda value: simple(keras.optimizers.SGD(OwnSchedule(), momentum=value)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:checkpoints. the optimizer cannot be wholly compared")
+@pytest.mark.parametrize("part", UNSAID)
+def test_what_keras_does_not_write_down_is_compared_too(tmp_path, part):
+    fit(tmp_path, 1, lambda: UNSAID[part](0.5))
+    fit(tmp_path, 2, lambda: UNSAID[part](0.5))
+    with pytest.raises(ValueError, match=f"holds a run with another {part}"):
+        fit(tmp_path, 3, lambda: UNSAID[part](0.9))
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [
+        (5, "expected the path of a folder, got 5"),
+        ("", "expected the path of a folder, got ''"),
+        ("s3://bucket/run", "expected a folder of this machine"),
+        ("~nobody-of-this-name/run", "expected the path of a folder, got '~nobody"),
+        (__file__, "expected a folder, got the file"),
+    ],
+)
+def test_what_is_no_folder_is_named(folder, message):
+    with pytest.raises((TypeError, ValueError), match=f"checkpoints: {message}"):
+        fit(folder, 1)
+
+
+def test_a_folder_stays_where_it_is_when_the_program_goes_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    elsewhere = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: os.chdir("/"))
+    fit("run", 2, callbacks=[elsewhere])
+    assert newest(tmp_path / "run").name == "epoch-000002.ckpt"
 
 
 def test_settings_may_be_of_numpys_types(tmp_path):

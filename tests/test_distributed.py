@@ -124,6 +124,10 @@ def two_logical_devices():
             optimizer=keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD()),
         ),
         "clipnorm": lambda: make(DistributedTrainer, optimizer=keras.optimizers.SGD(clipnorm=1.0)),
+        "ignore_class": lambda: make(
+            DistributedTrainer,
+            loss_function=keras.losses.SparseCategoricalCrossentropy(ignore_class=1),
+        ),
         "reduction": lambda: make(
             DistributedTrainer,
             loss_function=keras.losses.SparseCategoricalCrossentropy(reduction="sum"),
@@ -191,6 +195,7 @@ def test_two_devices_train_as_one_and_mistakes_are_named():
     assert "mixed_bfloat16" in results["LossScale"]
     assert "clipnorm" in results["clipnorm"]
     assert "reduction" in results["reduction"]
+    assert "ignore_class" in results["ignore_class"]
     message, where = results["diverged"]
     assert "diverged: after epoch 1" in message and "from before the training" in message
     assert where == __file__ and results["weights are back"]

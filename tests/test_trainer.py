@@ -136,6 +136,9 @@ def test_mixed_precision_agrees_with_keras(arrays, policy):
     for our_weights, their_weights in zip(ours.get_weights(), theirs.get_weights(), strict=True):
         np.testing.assert_allclose(our_weights, their_weights, atol=5e-3)
     np.testing.assert_allclose(np.sum(trainer.predict(x_val), axis=1), 1, rtol=1e-2)
+    variables = len(trainer.optimizer.variables)
+    trainer.fit(*arrays, 1, False)  # the factor by which the loss is scaled goes on from there
+    assert len(trainer.optimizer.variables) == variables
 
 
 def test_eval_step_changes_neither_weights_nor_statistics(arrays):
@@ -545,9 +548,9 @@ def test_a_stream_may_hold_bytes_and_batches_of_any_kind_of_integer(arrays):
 
 
 class Unbuilt(keras.Model):
-    def __init__(self):
+    def __init__(self, activation="softmax"):
         super().__init__()
-        self.dense = layers.Dense(10, activation="softmax")
+        self.dense = layers.Dense(10, activation=activation)
 
     def call(self, x):
         return self.dense(tf.reshape(x, [-1, 64]))
@@ -566,8 +569,22 @@ STREAM_MISTAKES = {
     "single images": (
         lambda x, y: (tf.data.Dataset.from_tensor_slices((x, y)), None),
         {},
-        r"x_train: expected a dataset of \(images, labels\)",
+        r"x_train: expected a dataset of batches .*dataset\.batch",
     ),
+    "with weights": (
+        lambda x, y: (tf.data.Dataset.from_tensor_slices((x, y, y)).batch(8), None),
+        {},
+        r"x_train: expected a dataset of \(images, labels\).*lambda x, y, weights: \(x, y\)",
+    ),
+    "with names": (
+        lambda x, y: (tf.data.Dataset.from_tensor_slices({"image": x, "label": y}), None),
+        {},
+        r"x_train: expected a dataset of .*d\['image'\], d\['label'\]",
+    ),
+    "another order": (lambda x, y: (stream(y, x), None), {}, "x_train: .*Change their order"),
+    "no channel axis": (lambda x, y: (stream(x[..., 0], y), None), {}, r"x\[\.\.\., None\]"),
+    "text": (lambda x, y: (stream(x.astype(str), y), None), {}, "images of numbers, got string"),
+    "names for labels": (lambda x, y: (stream(x, y.astype(str)), None), {}, "StringLookup"),
     "no labels": (
         lambda x, y: (tf.data.Dataset.from_tensor_slices(x).batch(8), None),
         {},
@@ -644,6 +661,23 @@ def test_a_run_that_diverges_ends_with_its_best_weights(arrays, where):
     weights = [w for w in trainer.model.get_weights() if w.shape]
     for ours, theirs in zip(weights, expected.model.get_weights(), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_the_best_weights_are_called_what_they_are(arrays):
+    """A validation loss that is infinite from the first epoch on is no epoch's best."""
+    logits = network(softmax=False)
+    trainer = Trainer(logits, Unbounded(), keras.optimizers.SGD(3000.0))
+    before = logits.get_weights()
+    with pytest.warns(RuntimeWarning, match="those from before the training"):
+        trainer.fit(*arrays, 3, False)
+    for first, second in zip(before, logits.get_weights(), strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+class Unbounded(keras.losses.Loss):
+    def call(self, y, logits):
+        y = tf.cast(y, tf.int32)
+        return -tf.math.log(tf.gather(tf.nn.softmax(logits), y, axis=1, batch_dims=1))
 
 
 def test_a_NaN_that_the_loss_does_not_show_ends_the_run_too(arrays):
@@ -749,7 +783,7 @@ MISTAKES = {
     "label -1": (lambda a: {"y_val": a["y_val"] - 1}, "y_val.*got labels from -1"),
     "one-hot": (lambda a: {"y_train": np.eye(10)[a["y_train"]]}, "y_train.*argmax"),
     "column": (lambda a: {"y_train": a["y_train"][:, None]}, r"y_train.*\(200, 1\).*ravel\(\)"),
-    "no labels": (lambda a: {"y_val": None}, "y_val: expected the labels .* got None"),
+    "no labels": (lambda a: {"y_val": None}, "y_val: expected an array of labels, got None"),
     "no validation": (lambda a: {"x_val": None, "y_val": None}, r"x_val: .*None.*split\(x, y\)"),
     "generator": (
         lambda a: {"x_train": (x for x in ())},
@@ -758,11 +792,20 @@ MISTAKES = {
     "PyDataset": (lambda a: {"x_train": Batches()}, "x_train: .*got Batches.*tf.data.Dataset"),
     "images of two sizes": (
         lambda a: {"x_train": [np.zeros((8, 8, 1)), np.zeros((7, 8, 1))]},
-        "x_train: expected images of one size",
+        "x_train: expected images of one shape",
     ),
     "keyword of Keras": (
         lambda a: {"validation_split": 0.2},
         "fit: .*'validation_split'.*Split the images first",
+    ),
+    "a class for a callback": (
+        lambda a: {"callbacks": [keras.callbacks.TerminateOnNaN]},
+        "callbacks: .*got the class TerminateOnNaN",
+    ),
+    "no callback": (lambda a: {"callbacks": [None]}, "callbacks: .*got None"),
+    "labels in a generator": (
+        lambda a: {"y_train": (y for y in ())},
+        "y_train: expected an array of labels, got generator",
     ),
     "unknown keyword": (lambda a: {"batches": 3}, "fit: .*'batches'. Its arguments are x_train"),
     "length": (lambda a: {"y_train": a["y_train"][:-1]}, "y_train.*200, got 199"),
@@ -816,6 +859,11 @@ def with_outputs(*units):
     return keras.Model(inputs, [layers.Dense(n, activation="softmax")(features) for n in units])
 
 
+class OwnStep(keras.Model):
+    def train_step(self, data):
+        return {}
+
+
 def used_optimizer():
     optimizer = keras.optimizers.Adam()
     optimizer.build(network().trainable_variables)
@@ -848,6 +896,14 @@ MISTAKES_IN_NETWORKS = {
         "loss_function: .*got SGD. The order is Trainer",
     ),
     "a misspelt name": ({"optimizer": lambda: "adma"}, "optimizer: expected .*got 'adma'"),
+    "a metric for a loss": (
+        {"loss": keras.metrics.SparseCategoricalAccuracy},
+        "loss_function: .*got SparseCategoricalAccuracy",
+    ),
+    "a step of the model's own": (
+        {"model": lambda: OwnStep()},
+        "model: expected Keras' own train_step, got one of OwnStep",
+    ),
     "another model's optimizer": ({"optimizer": used_optimizer}, "optimizer: expected a new one"),
 }
 
@@ -883,6 +939,10 @@ ENDS = {
     "softmax": (lambda: ending_in(layers.Dense(10, activation="softmax")), True),
     "softmax of TensorFlow": (lambda: ending_in(layers.Dense(10, activation=tf.nn.softmax)), True),
     "Softmax": (lambda: functional(layers.Softmax()), True),
+    "Softmax as activation": (
+        lambda: ending_in(layers.Dense(10, activation=layers.Softmax())),
+        True,
+    ),
     "Softmax, reshaped": (lambda: functional(layers.Softmax(), layers.Reshape((10,))), True),
     "nested": (lambda: keras.Sequential([keras.Input((8, 8, 1)), network()]), True),
 }
@@ -913,6 +973,57 @@ def test_where_the_end_cannot_be_seen_nothing_is_said(arrays, hidden):
         warnings.simplefilter("error")
         trainer = make_trainer(model)
     np.testing.assert_allclose(trainer.predict(arrays[0]), model(arrays[0]), rtol=1e-6)
+
+
+def test_softmax_that_cannot_be_seen_is_not_applied_twice(arrays):
+    """Neither the network nor a loss of one's own says what the outputs are."""
+    for activation in ("softmax", None):
+        model = Unbuilt(activation)
+        trainer = Trainer(model, own_loss if activation else own_loss_of_logits, "sgd")
+        outputs = model(arrays[0])
+        expected = outputs if activation else tf.nn.softmax(outputs)
+        np.testing.assert_allclose(trainer.predict(arrays[0]), expected, rtol=1e-5)
+
+
+def own_loss(y, predictions):
+    return (1 - predictions[:, 0]) * y  # Keras passes the labels as floats
+
+
+def own_loss_of_logits(y, predictions):
+    return own_loss(y, tf.nn.softmax(predictions))
+
+
+def test_a_loss_function_is_called_as_by_keras(arrays):
+    x, y, *_ = arrays
+    ours, theirs = network(), network()
+    history = Trainer(ours, own_loss, keras.optimizers.SGD(0.01)).fit(
+        *arrays, 2, False, batch_size=BATCH_SIZE, shuffle=False
+    )
+    theirs.compile(keras.optimizers.SGD(0.01), own_loss)
+    expected = theirs.fit(x, y, BATCH_SIZE, epochs=2, verbose=0, shuffle=False).history
+    np.testing.assert_allclose(history["loss"], expected["loss"], rtol=1e-5)
+    for our_weights, their_weights in zip(ours.get_weights(), theirs.get_weights(), strict=True):
+        np.testing.assert_allclose(our_weights, their_weights, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_that_something_else_has_compiled_since_is_refused(arrays):
+    """Callbacks would change the learning rate of another optimizer than that which trains."""
+    model = network()
+    first, second = make_trainer(model), make_trainer(model)
+    with pytest.raises(ValueError, match=r"model: expected the optimizer and the loss of this Tr"):
+        first.fit(*arrays, 1, False)
+    second.fit(*arrays, 1, False)
+    second.optimizer = keras.optimizers.SGD()
+    with pytest.raises(ValueError, match="Make a new Trainer, with a new optimizer"):
+        second.fit(*arrays, 1, False)
+
+
+def test_labels_that_the_loss_ignores_may_be_beyond_the_classes(arrays):
+    x, y, x_val, y_val = arrays
+    loss = keras.losses.SparseCategoricalCrossentropy(ignore_class=255)
+    y = np.where(np.arange(N) % 5 == 0, 255, y)
+    history = Trainer(network(), loss, "sgd").fit(x, y, x_val, y_val, 1, False)
+    assert np.isfinite(history["loss"]).all()
 
 
 def test_too_little_memory_is_named(arrays):
@@ -947,6 +1058,9 @@ def test_pixels_beyond_one_are_allowed_with_one_warning(arrays):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         make_trainer().fit(*arrays, 1, False)
+        make_trainer().fit(10 * (x - 0.5), y, x_val - 0.5, y_val, 1, False)  # mean 0
+        scaling = [keras.Input((8, 8, 1)), layers.Rescaling(1 / 255), *network().layers]
+        make_trainer(keras.Sequential(scaling)).fit(255 * x, y, 255 * x_val, y_val, 1, False)
 
 
 @pytest.mark.parametrize("build", [tpcnn.build_fc, tpcnn.build_cnn])

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tpcnn.batches import Arrays, Stream, any_images
-from tpcnn.losses import FunctionAsLoss, check_ending
+from tpcnn.losses import check_ending
 from tpcnn.messages import kind, warn
 
 BATCH_SIZE = 128
@@ -31,7 +31,7 @@ def check_network(trainer, loss_function, optimizer):
         optimizer: as for `Trainer`.
 
     Returns:
-        The loss, as a `keras.losses.Loss`, and the optimizer, also where they were names.
+        The loss and the optimizer, also where they were names.
 
     Raises:
         TypeError: one of them is not a model, a loss or an optimizer.
@@ -56,8 +56,6 @@ def check_network(trainer, loss_function, optimizer):
         _refuse_strategy(model)
     _check_optimizer(optimizer, model)
     check_ending(model, loss_function)
-    if not isinstance(loss_function, keras.losses.Loss):
-        loss_function = FunctionAsLoss(loss_function)
     return loss_function, optimizer
 
 

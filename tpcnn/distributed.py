@@ -190,8 +190,9 @@ class DistributedTrainer(Trainer):
 
     def _part_of_loss(self, y, predictions, weights, n):
         """Return what a slice adds to the loss of a batch of `n` images."""
-        # As in Loss.__call__, which would take the mean over the slice.
-        losses = self.loss_function.call(tf.cast(y, tf.float32), tf.cast(predictions, tf.float32))
+        # Loss.__call__ would take the mean over the slice.
+        each = getattr(self.loss_function, "call", self.loss_function)
+        losses = each(tf.cast(y, tf.float32), tf.cast(predictions, tf.float32))
         mean = tf.reduce_sum(weights * tf.cast(losses, tf.float32)) / tf.cast(n, tf.float32)
         replicas = self.strategy.num_replicas_in_sync
         return mean + sum(tf.cast(loss, tf.float32) / replicas for loss in self.model.losses)
@@ -253,6 +254,8 @@ class DistributedTrainer(Trainer):
 
     def _check_loss(self):
         loss = self.loss_function
+        if not isinstance(loss, keras.losses.Loss):
+            return
         if loss.reduction in ("sum", None, "none"):
             raise ValueError(
                 "loss_function: expected a mean over the images, got "

@@ -12,7 +12,6 @@ import keras
 import numpy as np
 
 from tpcnn.batches import Arrays, Stream
-from tpcnn.losses import FunctionAsLoss
 
 PASSING = ("name", "built", "compiled", "stop_training", "stop_evaluating")  # what changes, too
 
@@ -72,8 +71,6 @@ def _digest(part) -> str:
 
 def _is_whole(thing) -> bool:
     """Whether all that a thing is made of can be told."""
-    if isinstance(thing, FunctionAsLoss):
-        thing = thing.function
     if isinstance(thing, (types.FunctionType, types.MethodType, functools.partial)):
         return True
     return type(thing).__module__.startswith("keras.") and _config(thing) is not None
@@ -86,8 +83,6 @@ def _is_function(thing) -> bool:
 
 
 def _described(thing):
-    if isinstance(thing, FunctionAsLoss):
-        return _described(thing.function)
     if isinstance(thing, functools.partial):
         return [_described(thing.func), _described(thing.args), _described(thing.keywords)]
     if isinstance(thing, types.MethodType):

@@ -29,19 +29,17 @@ ACTIVATIONS = (
 )
 
 
-class FunctionAsLoss(keras.losses.Loss):
-    """A function of labels and predictions as a Keras loss, called as Keras calls it.
+def mean(loss_function, y, predictions) -> tf.Tensor:
+    """Return the mean loss of a batch, a scalar, as Keras computes it.
 
     Args:
-        function: takes labels, float32 of shape (n,), and predictions, float32 (n, classes).
+        loss_function: a Keras loss, or a function of labels and predictions.
+        y: integer labels, shape (n,).
+        predictions: shape (n, classes).
     """
-
-    def __init__(self, function):
-        super().__init__(name=getattr(function, "__name__", None))
-        self.function = function
-
-    def call(self, y_true, y_pred):
-        return self.function(y_true, y_pred)
+    if not isinstance(loss_function, keras.losses.Loss):
+        y = tf.cast(y, tf.float32)  # as Keras passes labels to a function
+    return tf.reduce_mean(loss_function(y, tf.cast(predictions, tf.float32)))
 
 
 def check_ending(model: keras.Model, loss_function) -> None:
@@ -50,7 +48,7 @@ def check_ending(model: keras.Model, loss_function) -> None:
     Raises:
         ValueError: it is one of Keras' losses for labels that are no integers.
     """
-    owner = _owner(loss_function)
+    owner = loss_function if inspect.isfunction(loss_function) else type(loss_function)
     if _is_keras(owner, keras.losses) and _lower(owner) not in FOR_INTEGER_LABELS:
         raise ValueError(
             f"loss_function: expected one for integer labels, got {owner.__name__}. Take "
@@ -120,15 +118,9 @@ def _from_the_end(model: keras.Model) -> Iterator[keras.Layer]:
 
 def _wants_logits(loss_function) -> bool | None:
     """Whether a loss expects logits; None where it does not say."""
-    default = False if _lower(_owner(loss_function)) in FOR_INTEGER_LABELS else None
+    owner = loss_function if inspect.isfunction(loss_function) else type(loss_function)
+    default = False if _lower(owner) in FOR_INTEGER_LABELS else None
     return getattr(loss_function, "from_logits", default)
-
-
-def _owner(loss_function):
-    """Return the function or the class that has a loss's name."""
-    if isinstance(loss_function, FunctionAsLoss):
-        loss_function = loss_function.function
-    return loss_function if inspect.isfunction(loss_function) else type(loss_function)
 
 
 def _is_keras(thing, module) -> bool:

@@ -119,7 +119,7 @@ class Trainer:
 
     def _loss(self, y, predictions):
         """Return the mean loss of a batch, plus what regularizers ask for."""
-        loss = tf.reduce_mean(self.loss_function(y, tf.cast(predictions, tf.float32)))
+        loss = losses.mean(self.loss_function, y, predictions)
         return loss + sum(tf.cast(penalty, tf.float32) for penalty in self.model.losses)
 
     @tf.function(reduce_retracing=True)
