@@ -129,7 +129,8 @@ def serve():
 def run():
     """A function that trains in a process of its own, and returns how that ended."""
     command = [sys.executable, __file__]
-    with subprocess.Popen(command, stdin=-1, stdout=-1, text=True) as server:
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}  # the folders that pytest adds
+    with subprocess.Popen(command, stdin=-1, stdout=-1, text=True, env=env) as server:
 
         def run(folder, kill=None, limit=None):
             job = {"folder": str(folder), "kill": kill, "limit": limit}

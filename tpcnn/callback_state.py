@@ -20,37 +20,43 @@ MAPPINGS = {t.__name__: t for t in (dict, collections.Counter, collections.Order
 # Modules whose functions may be named in a file: they only compute.
 COMPUTING = ("keras", "math", "numpy", "operator", "_operator")
 
-# The folder of the run that a callback was in last, and how it began it.
-_begun = weakref.WeakKeyDictionary()
+# Of each callback that has been in a run: its folder, how it began that, and how it left it.
+_earlier = weakref.WeakKeyDictionary()
 
 
 class CallbackState:
     """The state of one callback in one run.
 
     Args:
-        callback: the callback, before its `on_train_begin`.
+        callback: the callback.
         folder: where the run is kept.
     """
 
     def __init__(self, callback: keras.callbacks.Callback, folder: Path):
         self.callback, self.folder = callback, folder
-        self._before = held_by(callback)
+        self._set_up = None
         self._restored = set()
 
     def begin(self) -> None:
         """Note what the callback has set up by now; from here on its changes are its progress."""
         now = held_by(self.callback)
-        folder, at_first = _begun.get(self.callback, (None, None))
+        folder, at_first, at_last = _earlier.get(self.callback, (None, {}, {}))
         if folder == self.folder:
-            # The same object as in a call of fit that was interrupted: what that has left in it,
-            # and on_train_begin has not set anew, goes.
-            untouched = [
-                n for n in now if n in self._before and not _differ(self._before[n], now[n])
+            # The same object as in a call of fit that was interrupted. What that has left in it
+            # goes, but not what on_train_begin or the user has set since.
+            left = [
+                name
+                for name in at_first.keys() & now.keys()
+                if name in at_last and not _differ(at_last[name], now[name])
             ]
-            self._assign({n: at_first[n] for n in untouched if n in at_first})
+            self._assign({name: at_first[name] for name in left})
             now = held_by(self.callback)
-        _begun[self.callback] = self.folder, now
         self._set_up = now
+
+    def end(self) -> None:
+        """Note how the callback leaves the run, whether that is over or not."""
+        if self._set_up is not None:
+            _earlier[self.callback] = self.folder, self._set_up, held_by(self.callback)
 
     def changes(self) -> dict:
         """Return what the callback has gathered since, as plain values by name."""

@@ -65,8 +65,6 @@ class Checkpoints:
     def lock(self) -> None:
         """Keep other runs out of the folder; the system ends that when the process ends.
 
-        It comes before the callbacks' `on_train_begin`.
-
         Raises:
             OSError: the folder cannot be written.
             RuntimeError: another run is using it.
@@ -89,11 +87,11 @@ class Checkpoints:
             ) from None
         except OSError:
             pass  # a file system without locks, such as a mounted cloud folder
-        others = [c for c in self._run.callbacks if c is not self._run.history]
-        self._states = [CallbackState(callback, self.folder) for callback in others]
 
     def unlock(self) -> None:
         """Let other runs use the folder."""
+        for callback in self._states:
+            callback.end()
         if self._lock:
             self._lock.close()
 
@@ -111,6 +109,8 @@ class Checkpoints:
         if self.folder is None:
             return None
         run = self._run
+        others = [c for c in run.callbacks if c is not run.history]
+        self._states = [CallbackState(callback, self.folder) for callback in others]
         for callback in self._states:
             callback.begin()
         self._fingerprint = fingerprints.fingerprint(run)
