@@ -6,7 +6,9 @@ import sys
 
 import pytest
 import yaml
-from conftest import CHAPTERS, code_cells, source
+from conftest import CHAPTERS, ROOT, code_cells, source
+from sphinx.config import Config
+from sphinx.directives.code import LiteralIncludeReader
 
 PROSE_PAGES = ["index", *CHAPTERS, "glossary", "reference"]
 EXPLAINING = [name for name in CHAPTERS if name not in ("lab", "status")]  # the lab: one exercise
@@ -90,3 +92,18 @@ def test_no_cell_that_a_notebook_shows_needs_a_hidden_one(name):
     command = [sys.executable, "-m", "ruff", "check", "--isolated", "--select=F821", "-"]
     ended = subprocess.run(command, input=shown, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout
+
+
+def test_the_trainer_chapter_shows_the_trainer_whole():
+    """At most 150 lines, in their order and with nothing left out but blank lines."""
+    module = ROOT / "tpcnn" / "trainer.py"
+    directive = r"(?ms)^```\{literalinclude\} \.\./tpcnn/trainer\.py\n(.*?)^```$"
+    shown = []
+    for options in re.findall(directive, source("trainer")):
+        options = yaml.safe_load(re.sub("(?m)^:", "", options.strip("-\n")))
+        options.pop("dedent", None)  # the page moves methods to the left
+        text, _ = LiteralIncludeReader(str(module), options, Config()).read()
+        shown += text.splitlines()
+    lines = module.read_text().splitlines()
+    assert [line for line in shown if line.strip()] == [line for line in lines if line.strip()]
+    assert len(lines) <= 150

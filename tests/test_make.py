@@ -27,9 +27,17 @@ kernelspec:
 Prose.
 
 ```{code-cell} ipython3
+---
+mystnb:
+  figure:
+    name: fig-one
+    caption: A caption.
+---
 import tpcnn
+from matplotlib import pyplot as plt
 
 print("sum", 1 + 1)
+plt.plot([1, 2]);
 ```
 """
 
@@ -109,12 +117,14 @@ def test_a_build_says_where_the_book_is_and_warns_once_of_links_to_nowhere(built
 @pytest.mark.book
 def test_a_build_executes_what_has_changed_and_drops_what_is_not_used_for_long(book):
     edit(book / "book" / "one.md", "Prose.", "Other prose.")
+    edit(book / "book" / "one.md", "A caption.", "Another caption.")
     edit(book / "tpcnn" / "data.py", '"""', '"""In other words. ')
     edit(book / "tpcnn" / "checks" / "mistakes.py", "Not right yet", "Not quite right")
     status, printed = build(book)
     assert (status, "one executed in" in printed) == (0, False), printed
     assert "OWNER/REPO" not in printed
-    assert "Other prose." in (book / "_build/html/one.html").read_text()
+    page = (book / "_build/html/one.html").read_text()
+    assert "Other prose." in page and "Another caption." in page and "A caption." not in page
 
     executed = book / "_build" / "executed"
     (used,) = executed.iterdir()

@@ -1,9 +1,10 @@
 """Keep executed chapters, and execute each again exactly when something that it runs has changed.
 
-jupyter-cache, in which MyST-NB keeps them, compares the code cells of a chapter and nothing else.
-So each chapter has a cache of its own for each state of all that its results depend on: its cells,
-the modules of tpcnn that they reach, the packages that constraints.txt locks, the version of
-Python, and whether TensorFlow trains on a GPU.
+jupyter-cache, in which MyST-NB keeps them, compares the cells of a chapter and nothing else: the
+code, and the options too, such as the caption of a figure. So each chapter has a cache of its own
+for each state of all that its results depend on: its code, the modules of tpcnn that this reaches,
+the packages that constraints.txt locks, the version of Python, and whether TensorFlow trains on a
+GPU. Within it, options do not count.
 """
 
 import ast
@@ -16,6 +17,9 @@ import sys
 from pathlib import Path
 
 import grimp
+import myst_nb.core.execute.cache
+from jupyter_cache import get_cache
+from jupyter_cache.cache.main import JupyterCacheBase
 from myst_nb.core.read import myst_nb_reader_plugin
 from sphinx.errors import ExtensionError
 
@@ -23,8 +27,13 @@ ROOT = Path(__file__).resolve().parents[2]
 EXECUTED = ROOT / "_build" / "executed"
 # `python -m tpcnn` asks TensorFlow, and writes here what it says: "cpu" or "gpu".
 DEVICE = ROOT / "_build" / "device"
-# A chapter whose code has one of these words may show comments and docstrings of the module.
-SHOWS_SOURCE = {"__doc__", "help", "inspect"}
+# A chapter with one of these in its code, or as the tag of a cell, may show comments and docstrings
+# of the module. The last is IPython's: `tpcnn.split?`.
+SHOWS_SOURCE = re.compile(
+    r"(?m)\b(?:__doc__|__file__|help|inspect|traceback|raises-exception)\b|\?$"
+)
+# The only options of a cell that its execution depends on.
+TAGS = {"raises-exception", "skip-execution"}
 
 
 def cache_folder(chapter: str) -> Path | None:
@@ -34,13 +43,19 @@ def cache_folder(chapter: str) -> Path | None:
         ExtensionError: nothing says whether TensorFlow trains on a CPU or a GPU.
     """
     notebook = myst_nb_reader_plugin(ROOT / "book" / f"{chapter}.md")
-    cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    cells = [
+        "\n".join([cell.source, *sorted(TAGS.intersection(cell.metadata.get("tags", [])))])
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+    ]
     if not cells:
         return None
-    words = set(re.findall(r"\w+", "\n".join(cells)))
-    read = _text if words & SHOWS_SOURCE else _code
+    code = "\n".join(cells)
+    words = set(re.findall(r"\w+", code))
+    read = _text if SHOWS_SOURCE.search(code) else _code
     state = {
         "cells": cells,
+        "kernel": notebook.metadata.get("kernelspec"),
         "tpcnn": {module: read(module) for module in sorted(_reached(words))},
         "packages": (ROOT / "constraints.txt").read_text(),
         "python": sys.version_info[:2],
@@ -96,6 +111,20 @@ def _device() -> str:
             "on which of them it trains."
         )
     return device
+
+
+class CacheByCode(JupyterCacheBase):
+    """Finds executed cells by their code, and leaves them the options that they have now."""
+
+    def create_hashed_notebook(self, nb, **options):
+        return super().create_hashed_notebook(nb, **options | {"cell_metadata": ()})
+
+    def merge_match_into_notebook(self, nb, **options):
+        return super().merge_match_into_notebook(nb, **options | {"cell_meta": ()})
+
+
+# MyST-NB has no setting for it.
+myst_nb.core.execute.cache.get_cache = functools.partial(get_cache, cache_cls=CacheByCode)
 
 
 def choose_cache(app, docname, source):
