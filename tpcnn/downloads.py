@@ -90,7 +90,7 @@ def fetch(url: str, expected_bytes: int) -> bytes:
         headers = answered.result()
     except Exception as error:
         reason = error if isinstance(error, FetchError) else _reason(error, len(received))
-        raise FetchError(f"{reason}{through}") from None
+        raise FetchError(f"{reason}{through and ', asked' + through}") from None
     finally:
         given_up.set()
     if headers.get_content_type() == "text/html":
