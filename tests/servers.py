@@ -1,11 +1,29 @@
-"""Servers of this machine, which stand for hosts, registries and proxies."""
+"""Servers of this machine, which stand for hosts, registries and proxies, and what goes with them."""
 
 import contextlib
 import http.server
+import os
+import shutil
 import threading
+
+import pytest
+from conftest import ROOT
 
 WEB_PAGE = b"\n<!DOCTYPE html><html><body>Please log in.</body></html>"
 NOBODY = "http://127.0.0.1:9/"  # a port at which nobody listens
+# `tpcnn` without TensorFlow, which takes seconds to import and which downloads do not need.
+IMPORT_SOURCES = (
+    "import sys, types; sys.modules['tpcnn'] = package = types.ModuleType('tpcnn')\n"
+    f"package.__path__ = [{str(ROOT / 'tpcnn')!r}]; from tpcnn import downloads, sources\n"
+)
+
+
+def need(program):
+    """Skip a test where a program is missing, but not in CI."""
+    if not shutil.which(program):
+        if os.environ.get("CI"):
+            pytest.fail(f"CI must have {program}")
+        pytest.skip(f"{program} is not installed here")
 
 
 @contextlib.contextmanager

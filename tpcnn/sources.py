@@ -97,7 +97,7 @@ def load(name: str) -> Arrays:
     cached = cache_folder() / f"{name}.npz"
     try:
         return _verified(name, _read_npz(cached))
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         pass
     except OSError as error:  # it may be whole: somebody else's, or a disk that recovers
         warnings.warn(f"{cached} cannot be read ({error}); fetching again.", stacklevel=2)
@@ -171,7 +171,7 @@ def _from_files_put_by_hand(name: str) -> Arrays:
         for path in (folder / f"{stem}.gz", folder / stem):
             try:
                 files[key] = str(path), path.read_bytes()
-            except (FileNotFoundError, NotADirectoryError):
+            except FileNotFoundError:
                 continue
             except OSError as error:
                 reason = f"{path} cannot be read ({error.strerror})"
