@@ -69,10 +69,10 @@ built:
 	@[[ -d $(HTML)/notebooks ]] || $(call stop,there is no book yet: run make book first.)
 
 test: book
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests -n 2 --dist loadfile
 
 test-fast: $(INSTALLED)
-	$(BIN)/python -m pytest tests -m "not book and not network"
+	$(BIN)/python -m pytest tests -n 2 --dist loadfile -m "not book and not network"
 
 serve: built $(INSTALLED)
 	@$(BIN)/python -c 'import socket, sys; socket.create_server(("127.0.0.1", int(sys.argv[1])))' \

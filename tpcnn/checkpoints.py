@@ -269,7 +269,11 @@ def _variables(trainer):
 
 
 def write(path: Path, state) -> None:
-    """Write `state`, nested containers of numbers, texts and arrays, whole or not at all.
+    """Write a state into a file, whole or not at all.
+
+    Args:
+        path: the file; one of the same name that ends in ``.tmp`` is written on the way.
+        state: numbers, texts and arrays, in nested dicts, lists, tuples and sets.
 
     Raises:
         OSError: it could not be written; what `path` held before is still there.
@@ -302,6 +306,9 @@ def write(path: Path, state) -> None:
 
 def read(path: Path):
     """Return the state that `write` wrote.
+
+    Args:
+        path: the file.
 
     Raises:
         OSError: the file cannot be read.

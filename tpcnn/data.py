@@ -55,14 +55,27 @@ def load_mnist(raw: bool = False) -> Dataset | tuple[Pair, Pair]:
         raw: return the arrays as Keras does, ``(x_train, y_train), (x_test, y_test)``: uint8,
             images of shape (60000, 28, 28) and (10000, 28, 28), pixels from 0 to 255.
 
+    Returns:
+        A `Dataset`, or with `raw` the two pairs.
+
     Raises:
-        DownloadError: no source gave the data; the message lists each and what to do.
+        tpcnn.sources.DownloadError: no source gave the data; the message lists each and what to do.
     """
     return _load("mnist", MNIST_CLASSES, raw)
 
 
 def load_fashion_mnist(raw: bool = False) -> Dataset | tuple[Pair, Pair]:
-    """Load Fashion-MNIST, articles of clothing (Xiao et al. 2017), as `load_mnist` loads MNIST."""
+    """Load Fashion-MNIST, articles of clothing (Xiao et al. 2017).
+
+    Args:
+        raw: return the arrays as Keras does, as in `load_mnist`; the shapes are the same.
+
+    Returns:
+        A `Dataset`, or with `raw` the two pairs.
+
+    Raises:
+        tpcnn.sources.DownloadError: no source gave the data; the message lists each and what to do.
+    """
     return _load("fashion_mnist", FASHION_MNIST_CLASSES, raw)
 
 
@@ -78,7 +91,13 @@ def _load(name: str, class_names: tuple[str, ...], raw: bool) -> Dataset | tuple
 
 
 def normalize(x: np.ndarray) -> np.ndarray:
-    """Scale pixels from 0..255 to float32 in [0, 1]; the shape stays.
+    """Scale pixels to [0, 1].
+
+    Args:
+        x: pixels from 0 to 255, of any shape and type of numbers.
+
+    Returns:
+        float32, of the same shape.
 
     Raises:
         ValueError: a pixel lies outside 0..255, or the images are scaled already.
@@ -100,7 +119,13 @@ def normalize(x: np.ndarray) -> np.ndarray:
 
 
 def add_channel(x: np.ndarray) -> np.ndarray:
-    """Add the channel axis: (n, height, width) becomes (n, height, width, 1), without a copy.
+    """Add the channel axis, which convolutions need.
+
+    Args:
+        x: images, shape (n, height, width).
+
+    Returns:
+        A view of `x` of shape (n, height, width, 1).
 
     Raises:
         ValueError: the images do not have three axes.
@@ -115,6 +140,11 @@ def add_channel(x: np.ndarray) -> np.ndarray:
 
 def split(x: np.ndarray, y: np.ndarray, n_val: int = 10000) -> tuple[Pair, Pair]:
     """Set the last `n_val` images and their labels aside for validation.
+
+    Args:
+        x: images, an array whose first axis counts them.
+        y: their labels.
+        n_val: how many images to set aside, a count of at least 1; one image at least must stay.
 
     Returns:
         ``(x_train, y_train), (x_val, y_val)``, views of `x` and `y`.

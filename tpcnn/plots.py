@@ -110,6 +110,9 @@ def images(
         titles: n titles.
         columns: images per row.
         colors: n colours, one per title; black by default.
+
+    Returns:
+        The figure, as each of these functions does.
     """
     rows = max(1, -(-len(x) // columns))  # none at all: an empty figure
     lines = 1 + max((title.count("\n") for title in titles), default=0)
@@ -127,7 +130,14 @@ def images(
 def labelled_images(
     x: np.ndarray, y: np.ndarray, class_names: Sequence[str], n: int = 25
 ) -> Figure:
-    """Draw the first `n` images in a grid, each under the name of its class."""
+    """Draw the first `n` images in a grid, each under the name of its class.
+
+    Args:
+        x: images, shape (images, height, width) or (images, height, width, 1).
+        y: their labels, integers of shape (images,).
+        class_names: the name of each class, in the order of the labels.
+        n: how many images.
+    """
     return images(x[:n], [class_names[label] for label in y[:n]])
 
 
@@ -143,9 +153,9 @@ def predicted_images(
     A correct prediction is green and ticked, a wrong one red, bold and crossed.
 
     Args:
-        x: images, shape (n, height, width, 1).
-        y: true labels, integers of shape (n,).
-        probabilities: shape (n, classes), as `Trainer.predict` returns them.
+        x: images, shape (images, height, width) or (images, height, width, 1).
+        y: true labels, integers of shape (images,).
+        probabilities: shape (images, classes), as `Trainer.predict` returns them.
         class_names: the name of each class.
         n: how many images.
     """
@@ -239,8 +249,8 @@ def confusion_matrix(
     left white, since they would drown the rest.
 
     Args:
-        y: true labels, integers of shape (n,).
-        probabilities: shape (n, classes).
+        y: true labels, integers of shape (images,).
+        probabilities: shape (images, classes), as `Trainer.predict` returns them.
         class_names: the name of each class.
     """
     n = len(class_names)
