@@ -1,4 +1,4 @@
-"""Servers of this machine, which stand for hosts, registries and proxies, and what goes with them."""
+"""Servers of this machine, which stand for hosts, registries and proxies; what goes with them."""
 
 import contextlib
 import http.server

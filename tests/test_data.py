@@ -14,7 +14,6 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from servers import IMPORT_SOURCES, NOBODY, WEB_PAGE, need, send, serving, silent
 
 import tpcnn

@@ -9,7 +9,6 @@ import hashlib
 import io
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -21,7 +20,6 @@ import time
 
 import psutil
 import pytest
-from conftest import ROOT
 from servers import (
     IMPORT_SOURCES,
     NOBODY,

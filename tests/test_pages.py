@@ -16,7 +16,7 @@ from playwright.sync_api import Error, sync_playwright
 from repository import pages_url
 
 pytestmark = pytest.mark.book
-# Two of the four for each page: what is wrong at a width or in a colour scheme shows in one of them.
+# Two of the four for each page: what is wrong at a width or in a colour shows in one of them.
 # By turns, so that what all pages share is seen in all four.
 VIEWS = [[(390, "dark"), (1280, "light")], [(390, "light"), (1280, "dark")]]
 
