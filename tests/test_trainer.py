@@ -337,16 +337,21 @@ def test_fit_needs_the_memory_of_the_images_once_more(dtype, size):
     assert grown < n * 784 * size / 1e6 + 100
 
 
-def test_fit_keeps_no_images(arrays):
-    """Or each call with other images would take their memory for good."""
+@pytest.mark.parametrize("kept", [False, True])
+def test_fit_keeps_no_images(arrays, tmp_path, kept):
+    """Or each call with other images would take their memory, until Python looks for cycles."""
     x, y, x_val, y_val = arrays
     trainer = make_trainer()
     images = x.copy()
     reference = weakref.ref(images)
-    trainer.fit(images, y, x_val, y_val, 1, False)
-    del images
-    gc.collect()
-    assert reference() is None
+    gc.disable()
+    try:
+        folder = tmp_path if kept else None
+        trainer.fit(images, y, x_val, y_val, 1, False, checkpoints=folder)
+        del images
+        assert reference() is None
+    finally:
+        gc.enable()
 
 
 INTERRUPT = """

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import warnings
+import weakref
 from pathlib import Path
 
 import keras
@@ -57,7 +58,8 @@ class Checkpoints:
 
     def __init__(self, folder, run):
         self.folder = None if folder is None else _folder(folder)
-        self._run = run
+        # Weak, since the `Run` holds this: both hold the images, which are let go when it ends.
+        self._run = weakref.proxy(run)
         self._lock = None
         self._last = None  # the newest file that is known to be good
         self._states = []
