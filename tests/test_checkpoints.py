@@ -307,12 +307,17 @@ class Kill(keras.callbacks.Callback):
 class Ledger(keras.callbacks.Callback):
     """Keeps accounts in every kind of container, some of them made as late as in an epoch."""
 
+    __hash__ = None  # as that of a dataclass
+
     def on_train_begin(self, logs=None):
         self.last = collections.deque(maxlen=2)
         self.seen = collections.Counter()
         self.by_number = {}
         self.best, self.pair, self.better, self.text = None, (), None, ""
         self.total = tf.Variable(0.0)
+        self.averages = [tf.Variable(weight) for weight in self.model.get_weights()]
+        self.lowest = tf.constant(np.inf)
+        self.by_sign = collections.defaultdict(list)
         self.shapes = set()
 
     def on_epoch_end(self, epoch, logs=None):
@@ -327,14 +332,20 @@ class Ledger(keras.callbacks.Callback):
         self.pair = (epoch, [loss])
         self.text += f"{epoch} "
         self.total.assign_add(loss)
+        for average, weight in zip(self.averages, self.model.get_weights(), strict=True):
+            average.assign(0.9 * average + 0.1 * weight)
+        self.lowest = tf.minimum(self.lowest, loss)
+        self.by_sign[self.sign].append(loss)
         self.shapes.add((epoch, 1))
         # What goes wrong with the accounts shows in the training.
         assert self.better(1, 2) and self.last.maxlen == 2 and self.seen["never"] == 0
         self.model.optimizer.learning_rate = 0.05 / (1 + self.seen.total() + self.sign)
 
     def accounts(self):
-        total = float(self.total)
-        return {k: v for k, v in vars(self).items() if k not in ("_model", "total")} | {"t": total}
+        accounts = {name: value for name, value in vars(self).items() if name != "_model"}
+        numbers = [self.total, self.lowest, *self.averages]
+        del accounts["total"], accounts["lowest"], accounts["averages"]
+        return accounts | {"numbers": [np.asarray(number).tolist() for number in numbers]}
 
 
 COUNTING = {
@@ -379,6 +390,7 @@ class Counter(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         self.batches += 1
+        self.seen = getattr(self, "seen", 0) + 1  # made within an epoch
         if (self.epochs, self.batches) == self.kill:
             raise KeyboardInterrupt
 
@@ -392,11 +404,11 @@ def test_a_cell_that_is_run_again_goes_on_with_the_same_callback(tmp_path, kill)
         fit(tmp_path, 5, callbacks=[counter])
     counter.kill = None
     fit(tmp_path, 4, callbacks=[counter])
-    assert (counter.epochs, counter.batches) == (4, 20)
+    assert (counter.epochs, counter.batches, counter.seen) == (4, 20, 20)
     another = Counter()
     another.kill = None
     fit(tmp_path, 5, callbacks=[another])
-    assert (another.epochs, another.batches) == (5, 25)
+    assert (another.epochs, another.batches, another.seen) == (5, 25, 25)
 
 
 class Odd(keras.callbacks.Callback):
@@ -408,6 +420,7 @@ class Odd(keras.callbacks.Callback):
         self.place = Place(epoch, 0)
         logs["rate"] = self.model.optimizer.learning_rate
         logs["who"] = object()
+        self.model.history.history["best"] = epoch
 
 
 Place = collections.namedtuple("Place", "epoch batch")

@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 from servers import IMPORT_SOURCES, send, serving
 
-from tpcnn import guard, sources
+from tpcnn import child_process, sources
 
 # Of what Linux has, native Windows lacks all of this, and macOS the last three. What tpcnn imports
 # and opens is refused to tpcnn alone: the libraries around it know on which system they are.
@@ -119,7 +119,7 @@ def test_a_client_and_its_children_end_by_taskkill_where_there_are_no_process_gr
     # The options that Windows' own takes; a group of processes is a tree of them there.
     taskkill.write_text('#!/bin/sh\n[ "$1 $2 $3" = "/F /T /PID" ] && kill -9 -"$4"\n')
     taskkill.chmod(0o755)
-    script = f"import runpy; runpy.run_path({guard.__file__!r}, run_name='__main__')"
+    script = f"import runpy; runpy.run_path({child_process.__file__!r}, run_name='__main__')"
     (tmp_path / "folder").mkdir()
     command = ["sh", "-c", f"sleep 1000 & echo $! >{pid}.part; mv {pid}.part {pid}; wait"]
     process = subprocess.Popen(

@@ -355,16 +355,16 @@ def test_fit_keeps_no_images(arrays, tmp_path, kept):
 
 
 INTERRUPT = """
-import os, signal, threading, time
+import itertools, os, signal, threading, time
 import tpcnn, keras, numpy as np, tensorflow as tf
 
-def interrupted(units, x, y, **options):
+def interrupted(units, x, y, after=150, **options):
     layers = [keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(units, "relu")]
     model = keras.Sequential([*layers, keras.layers.Dense(10, "softmax")])
     trainer = tpcnn.Trainer(model, "sparse_categorical_crossentropy", keras.optimizers.SGD())
 
     def interrupt():
-        while int(trainer.optimizer.iterations.value) < 150:  # well within the epoch
+        while int(trainer.optimizer.iterations.value) < after:  # well within the epoch
             time.sleep(0.01)
         trainer.interrupted = time.perf_counter()
         os.kill(os.getpid(), signal.SIGINT)
@@ -380,24 +380,28 @@ def interrupted(units, x, y, **options):
     except RuntimeError as error:
         print(error)
 
-def endless():
-    while True:
+def endless(seconds=0):
+    for number in itertools.count():
+        time.sleep(float(seconds) if number >= 600 else 0)
         yield np.zeros((32, 8, 8, 1), np.float32), np.zeros(32, np.int64)
 
 x, y = np.zeros((1_000_000, 8, 8, 1), np.float32), np.zeros(1_000_000, int)
 interrupted(32, x, y, batch_size=8)
 interrupted(8192, x, y, batch_size=512)
 signature = tf.TensorSpec((32, 8, 8, 1)), tf.TensorSpec((32,), tf.int64)
-interrupted(32, tf.data.Dataset.from_generator(endless, output_signature=signature), None)
+for options in {"after": 150}, {"after": 610, "args": [0.1]}:
+    args = options.pop("args", [0.0])
+    stream = tf.data.Dataset.from_generator(endless, args=args, output_signature=signature)
+    interrupted(32, stream, None, **options)
 """
 
 
 def test_ctrl_c_ends_a_training_within_two_seconds():
-    """Short steps, long ones, and a stream without an end; the epochs would take minutes."""
+    """Short steps, long ones, streams without an end, and one of them becomes slow."""
     command = [sys.executable, "-c", INTERRUPT]
     printed = subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL, timeout=120)
     lines = printed.splitlines()
-    assert all(float(seconds) < 2 for seconds in lines[::2]) and len(lines) == 6, printed
+    assert all(float(seconds) < 2 for seconds in lines[::2]) and len(lines) == 8, printed
     assert all("no history to plot yet" in line for line in lines[1::2]), printed
 
 
@@ -453,11 +457,12 @@ def test_predict_needs_memory_for_a_batch_not_for_all_images(tmp_path):
 
 
 @with_xla_too
-def test_layers_that_are_frozen_after_a_fit_are_not_trained_on_unseen(arrays):
+@pytest.mark.parametrize("frozen", ["a layer", "all"])
+def test_layers_that_are_frozen_after_a_fit_are_not_trained_on_unseen(arrays, frozen):
     """The recorded step would go on to train them."""
     trainer = make_trainer()
     trainer.fit(*arrays, 1, False)
-    trainer.model.layers[0].trainable = False
+    (trainer.model.layers[0] if frozen == "a layer" else trainer.model).trainable = False
     with pytest.raises(ValueError, match=r"model: expected the 4 trainable weights.*new Trainer"):
         trainer.fit(*arrays, 1, False)
 
@@ -601,7 +606,7 @@ STREAM_MISTAKES = {
     "label 10": (lambda x, y: (stream(x, y + 1), None), {}, "from 0 to 9 in the dataset, got 10"),
     "float labels": (lambda x, y: (stream(x, y / 1), None), {}, "x_train: .*got float64"),
     "endless": (lambda x, y: (stream(x, y).repeat(), None), {}, "x_train: .*take"),
-    "empty": (lambda x, y: (stream(x, y).take(0), None), {}, "x_train: .*no batch"),
+    "empty": (lambda x, y: (stream(x, y).take(0), None), {}, "x_train: .*no image"),
     "used up": (lambda x, y: (once(x, y), None), {}, "x_train: .*begin anew"),
 }
 
@@ -971,13 +976,19 @@ def test_a_loss_that_does_not_fit_the_end_of_the_network_is_warned_of(arrays, en
 
 
 @pytest.mark.parametrize("hidden", ["a class of one's own", "a lambda"])
-def test_where_the_end_cannot_be_seen_nothing_is_said(arrays, hidden):
+def test_where_the_end_cannot_be_seen_the_numbers_are_looked_at(arrays, hidden):
     unseen = layers.Dense(10, activation=lambda z: tf.nn.softmax(z))
     model = Unbuilt() if hidden == "a class of one's own" else ending_in(unseen)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         trainer = make_trainer(model)
+        trainer.fit(*arrays, 1, False)
     np.testing.assert_allclose(trainer.predict(arrays[0]), model(arrays[0]), rtol=1e-6)
+
+    unseen = layers.Dense(10, activation=lambda z: z)
+    model = Unbuilt(None) if hidden == "a class of one's own" else ending_in(unseen)
+    with pytest.warns(UserWarning, match="model: expected probabilities.*do not sum to 1"):
+        make_trainer(model).fit(*arrays, 1, False)
 
 
 def test_softmax_that_cannot_be_seen_is_not_applied_twice(arrays):
@@ -996,6 +1007,44 @@ def own_loss(y, predictions):
 
 def own_loss_of_logits(y, predictions):
     return own_loss(y, tf.nn.softmax(predictions))
+
+
+class AddsLosses(layers.Layer):
+    """Asks for a penalty for each image."""
+
+    def call(self, x):
+        self.add_loss(0.001 * tf.reduce_sum(tf.square(x), axis=1))
+        return x
+
+
+class OwnMetrics(keras.Sequential):
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        return super().compute_metrics(x, y, y_pred, sample_weight) | {"ink": tf.reduce_mean(x)}
+
+
+def test_penalties_are_added_up_as_by_keras(arrays):
+    x, y, *_ = arrays
+
+    def penalized(kind):
+        keras.utils.set_random_seed(1)
+        hidden = layers.Dense(10, kernel_regularizer="l2")
+        last = [layers.Flatten(), hidden, AddsLosses(), layers.Softmax()]
+        return kind([keras.Input((8, 8, 1)), *last])
+
+    ours, theirs = penalized(OwnMetrics), penalized(keras.Sequential)
+    history = make_trainer(ours).fit(*arrays, 2, False, batch_size=BATCH_SIZE, shuffle=False)
+    theirs.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy")
+    expected = theirs.fit(x, y, BATCH_SIZE, epochs=2, verbose=0, shuffle=False).history
+    np.testing.assert_allclose(history["loss"], expected["loss"], rtol=1e-5)
+    for our_weights, their_weights in zip(ours.get_weights(), theirs.get_weights(), strict=True):
+        np.testing.assert_allclose(our_weights, their_weights, atol=1e-5)
+
+
+def test_the_size_of_the_images_may_decide_on_the_number_of_outputs(arrays):
+    model = keras.Sequential(
+        [keras.Input((None, None, 1)), layers.Conv2D(10, 8), layers.Flatten(), layers.Softmax()]
+    )
+    assert len(make_trainer(model).fit(*arrays, 1, False)["loss"]) == 1
 
 
 def test_a_loss_function_is_called_as_by_keras(arrays):

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tpcnn.batches import Arrays, Stream, any_images
-from tpcnn.losses import check_ending
+from tpcnn.losses import check_ending, check_outputs
 from tpcnn.messages import kind, warn
 
 BATCH_SIZE = 128
@@ -90,6 +90,8 @@ def check_data(trainer, x_train, y_train, x_val, y_val, batch_size, shuffle):
         classes = _classes(model, f"x_{part}", images)
         ignored = getattr(trainer.loss_function, "ignore_class", None)
         labels = _checked_labels(f"y_{part}", labels, len(images), classes, ignored)
+        if part == "train":
+            check_outputs(model, trainer.loss_function, images[:2])
         seed = trainer.shuffle_seed if shuffle and part == "train" else None
         data.append(Arrays(images, labels, number, seed))
     _warn_of_pixels(model, pixels)
@@ -222,12 +224,16 @@ def _output_shape(model):
 def _classes(model, name: str, images) -> int:
     """Return how many outputs a model has, if need be by calling it on an image."""
     shape = _output_shape(model)
-    if shape is None or not model.built:
+    # The number of outputs may depend on the size of the images.
+    if shape is None or not model.built or shape[1:] == (None,):
         first = tf.cast(images[:1], tf.float32)
         try:
             outputs = model(first, training=False)
         except Exception as error:
-            reason = str(error).strip().splitlines()[0]
+            # Behind Keras' own line, which only says where it was called.
+            lines = [line.strip() for line in str(error).splitlines()]
+            told = [line for line in lines if line and "encountered when calling" not in line]
+            reason = told[0] if told else type(error).__name__
             raise ValueError(
                 f"{name}: expected images that the model can take, got {_written(first.shape[1:])} "
                 f"({reason}). Prepare the images as for its first layer."
@@ -255,9 +261,9 @@ def _check_optimizer(optimizer, model) -> None:
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # in one that scales the loss
     theirs = {id(variable) for variable in getattr(optimizer, "_trainable_variables", [])}
     ours = {id(variable) for variable in model.trainable_variables}
-    if not theirs or not ours or theirs == ours:
+    if not theirs or theirs == ours:
         return
-    if theirs & ours:
+    if theirs & ours or not ours:
         raise ValueError(
             f"model: expected the {len(theirs)} trainable weights that its optimizer knows, got "
             f"{len(ours)} or others. Make a new Trainer, with a new optimizer, after you have "
@@ -302,7 +308,8 @@ def _checked_images(model, name: str, images, pixels: dict) -> np.ndarray:
     low, high = images.min(), images.max()  # both are NaN if any pixel is
     if not max(abs(float(low)), abs(float(high))) <= float(np.finfo(np.float32).max):
         raise ValueError(
-            f"{name}: expected finite pixels, got NaN or infinite ones. "
+            f"{name}: expected finite pixels, got some that are NaN, infinite, or too large for "
+            "float32. "
             "Look for a division by zero in the preparation of the images."
         )
     pixels[name] = low, high
@@ -324,7 +331,7 @@ def _as_array(name: str, values, what: str) -> np.ndarray:
 def _warn_of_pixels(model, pixels: dict) -> None:
     """Warn once, of the first of several arrays whose pixels were not scaled."""
     scaling = (keras.layers.Rescaling, keras.layers.Normalization)
-    if any(isinstance(layer, scaling) for layer in model.layers):
+    if any(isinstance(layer, scaling) for layer in model._flatten_layers()):  # nested ones too
         return
     for name, (low, high) in pixels.items():
         if low < -10 or high > 10:  # those of images with mean 0 and deviation 1 are not

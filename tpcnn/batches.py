@@ -1,10 +1,16 @@
 """The parts and batches in which a `Trainer` goes through images."""
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 
 import keras
 import numpy as np
 import tensorflow as tf
+
+# TensorFlow takes as many steps in one call as fit in this time: so many that the way back to
+# Python costs nothing, so few that Ctrl-C, which Python has to notice, soon ends the training.
+SECONDS_PER_PART = 0.3
+STEPS_PER_PART = 1000  # at most
 
 ANY_NUMBER = tf.TensorSpec([None], tf.int32)  # of labels, or of places in an array of images
 
@@ -28,8 +34,9 @@ class Arrays:
         self.shuffle_seed = shuffle_seed
         self.steps = -(-len(x) // batch_size)
         self._tensors = None
+        self._steps_per_part = 1  # the first part also prepares the graph
 
-    def parts(self, trainer, steps: Callable[[], int]) -> Iterator[tuple]:
+    def parts(self, trainer, by_batch: bool) -> Iterator[tuple]:
         """Yield the arguments of `Trainer._train_batches` for each part of an epoch.
 
         They are all images, shape (n, ...), all labels, shape (n,), the places of those of this
@@ -37,7 +44,7 @@ class Arrays:
 
         Args:
             trainer: the `Trainer`.
-            steps: says, as a part begins, how many steps it is to take.
+            by_batch: make each batch a part.
         """
         if self._tensors is None:
             self._tensors = _on_the_device(self.x), tf.constant(self.y)
@@ -51,9 +58,17 @@ class Arrays:
             order = keras.random.shuffle(order, seed=self.shuffle_seed)
         start = 0
         while start < len(self.x):
-            end = start + steps() * self.batch_size
-            yield x, y, order[start:end], self.batch_size
+            end = start + self._steps_per_part * self.batch_size
+            begin = time.perf_counter()
+            yield x, y, order[start:end], self.batch_size  # and then until the device is done
             start = end
+            if not by_batch:
+                self._adapt_steps(time.perf_counter() - begin)
+
+    def _adapt_steps(self, seconds: float) -> None:
+        """Choose the steps of the next part, after one that took so long."""
+        wanted = int(self._steps_per_part * SECONDS_PER_PART / seconds)
+        self._steps_per_part = max(1, min(wanted, 2 * self._steps_per_part, STEPS_PER_PART))
 
     def batches(self, trainer) -> Iterator[tuple]:
         """Yield the arguments of `Trainer._eval_step`: images, float32, and labels, int32."""
@@ -79,19 +94,21 @@ class Stream:
         cardinality = int(dataset.cardinality())
         self.steps = cardinality if cardinality >= 0 else None
 
-    def parts(self, trainer, steps: Callable[[], int]) -> Iterator[tuple]:
+    def parts(self, trainer, by_batch: bool) -> Iterator[tuple]:
         """Yield the arguments of `Trainer._train_stream` for each part of an epoch.
 
-        They are the images and labels of one batch, an iterator over those that follow, and how
-        many of them belong to this part. The arguments are those of `Arrays.parts`.
+        They are the images and labels of one batch, an iterator over those that follow, and the
+        time at which the part ends, in seconds since 1970: how long the next batch takes, nobody
+        knows. The arguments are those of `Arrays.parts`.
         """
         spec = self.dataset.element_spec
         x, y = map(_any_number_of, spec)
-        following, number = tf.data.IteratorSpec(tuple(spec)), tf.TensorSpec([], tf.int32)
-        trainer._train_stream.get_concrete_function(x, y, following, number)
+        following, end = tf.data.IteratorSpec(tuple(spec)), tf.TensorSpec([], tf.float64)
+        trainer._train_stream.get_concrete_function(x, y, following, end)
         batches = iter(self.dataset)
         for x, y in batches:  # the first of each part; the others are left to TensorFlow
-            yield x, y, batches, tf.constant(steps() - 1)
+            end = 0 if by_batch else time.time() + SECONDS_PER_PART
+            yield x, y, batches, tf.constant(end, tf.float64)
 
     def batches(self, trainer) -> Iterator[tuple]:
         """Yield the arguments of `Trainer._eval_step`: images, float32, and labels, int32."""

@@ -17,11 +17,14 @@ import tensorflow as tf
 
 SEQUENCES = {t.__name__: t for t in (list, tuple, set, frozenset, collections.deque)}
 MAPPINGS = {t.__name__: t for t in (dict, collections.Counter, collections.OrderedDict)}
+# What the values of a defaultdict may begin as.
+FACTORIES = {t.__name__: t for t in (int, float, list, dict, set)}
 # Modules whose functions may be named in a file: they only compute.
 COMPUTING = ("keras", "math", "numpy", "operator", "_operator")
 
 # Of each callback that has been in a run: its folder, how it began that, and how it left it.
-_earlier = weakref.WeakKeyDictionary()
+# By its id, since a callback may have no hash.
+_earlier = {}
 
 
 class CallbackState:
@@ -40,23 +43,28 @@ class CallbackState:
     def begin(self) -> None:
         """Note what the callback has set up by now; from here on its changes are its progress."""
         now = held_by(self.callback)
-        folder, at_first, at_last = _earlier.get(self.callback, (None, {}, {}))
+        folder, at_first, at_last = _earlier.get(id(self.callback), (None, {}, {}))
         if folder == self.folder:
             # The same object as in a call of fit that was interrupted. What that has left in it
             # goes, but not what on_train_begin or the user has set since.
-            left = [
-                name
-                for name in at_first.keys() & now.keys()
-                if name in at_last and not _differ(at_last[name], now[name])
-            ]
-            self._assign({name: at_first[name] for name in left})
+            for name in at_last.keys() & now.keys():
+                if _differ(at_last[name], now[name]):
+                    continue
+                if name in at_first:
+                    self._assign({name: at_first[name]})
+                else:
+                    delattr(self.callback, name)
             now = held_by(self.callback)
         self._set_up = now
 
     def end(self) -> None:
         """Note how the callback leaves the run, whether that is over or not."""
-        if self._set_up is not None:
-            _earlier[self.callback] = self.folder, self._set_up, held_by(self.callback)
+        if self._set_up is None:
+            return
+        key = id(self.callback)
+        if key not in _earlier:
+            weakref.finalize(self.callback, _earlier.pop, key)
+        _earlier[key] = self.folder, self._set_up, held_by(self.callback)
 
     def changes(self) -> dict:
         """Return what the callback has gathered since, as plain values by name."""
@@ -76,17 +84,32 @@ class CallbackState:
     def _assign(self, kept: dict) -> None:
         attributes = vars(self.callback)
         for name, value in kept.items():
-            held = attributes.get(name)
-            if hasattr(held, "assign"):  # a variable
-                held.assign(value)
-            elif type(held) is type(value) and isinstance(held, (dict, set)):
-                held.clear()  # and not replaced: others may hold it too
-                held.update(value)
-            elif type(held) is type(value) and isinstance(held, (list, collections.deque)):
-                held.clear()
-                held.extend(value)
-            else:
-                attributes[name] = value
+            attributes[name] = _given_back(attributes.get(name), value)
+
+
+def _given_back(held, value):
+    """Return `value`, which was made plain, as what is held in its place now."""
+    if hasattr(held, "assign"):  # a variable
+        held.assign(value)
+        return held
+    if isinstance(held, tf.Tensor):
+        return tf.convert_to_tensor(value, held.dtype)
+    if type(held) is not type(value):
+        return value
+    if isinstance(held, dict):
+        items = {name: _given_back(held.get(name), item) for name, item in value.items()}
+    elif isinstance(held, (list, tuple, collections.deque)):
+        old = [*held, *[None] * len(value)]
+        items = [_given_back(one, item) for one, item in zip(old, value, strict=False)]
+    elif isinstance(held, set):
+        items = value
+    else:
+        return value
+    if isinstance(held, tuple):
+        return tuple(items)
+    held.clear()  # and not replaced: others may hold it too
+    (held.update if isinstance(held, (dict, set)) else held.extend)(items)
+    return held
 
 
 def held_by(callback) -> dict:
@@ -119,6 +142,9 @@ def plain(value):
         return kind(map(plain, value))
     if kind in MAPPINGS.values():
         return kind({plain(name): plain(item) for name, item in value.items()})
+    if kind is collections.defaultdict and value.default_factory in FACTORIES.values():
+        items = {plain(name): plain(item) for name, item in value.items()}
+        return collections.defaultdict(value.default_factory, items)
     # Keras' callbacks compare with a function that they choose after the first epoch.
     if function(getattr(value, "__module__", None), getattr(value, "__name__", None)) is value:
         return value

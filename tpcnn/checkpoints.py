@@ -16,7 +16,7 @@ import keras
 import numpy as np
 
 from tpcnn import fingerprints
-from tpcnn.callback_state import MAPPINGS, SEQUENCES, CallbackState, function, plain
+from tpcnn.callback_state import FACTORIES, MAPPINGS, SEQUENCES, CallbackState, function, plain
 from tpcnn.messages import kind, warn
 
 try:
@@ -176,7 +176,7 @@ class Checkpoints:
             "fingerprint": self._fingerprint,
             "epoch": epoch,
             "epochs": run.n_epochs,
-            "stopped": run.model.stop_training,
+            "stopped": epoch > 0 and run.model.stop_training,
             "history": _plain_items(run.history.history),
             "best": (run.best_epoch, run.best_val_loss, run.best_weights),
             "variables": [v.value.numpy() for v in _variables(run.trainer)],
@@ -347,6 +347,8 @@ def _encoded(value, arrays):
         return {"scalar" if isinstance(value, np.generic) else "array": len(arrays) - 1}
     if isinstance(value, dict):
         pairs = [[_encoded(k, arrays), _encoded(v, arrays)] for k, v in value.items()]
+        if kind is collections.defaultdict:
+            return {"defaultdict": [value.default_factory.__name__, pairs]}
         return {kind.__name__: pairs}
     if kind.__name__ in SEQUENCES:
         items = [_encoded(item, arrays) for item in value]
@@ -366,6 +368,9 @@ def _decoded(value, arrays):
         return arrays[f"arr_{content}"]
     if kind == "scalar":
         return arrays[f"arr_{content}"][()]
+    if kind == "defaultdict":
+        factory, pairs = content
+        return collections.defaultdict(FACTORIES[factory], _decoded({"dict": pairs}, arrays))
     if kind in MAPPINGS:
         return MAPPINGS[kind]({_decoded(k, arrays): _decoded(v, arrays) for k, v in content})
     if kind == "deque":

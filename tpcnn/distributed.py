@@ -145,7 +145,7 @@ class DistributedTrainer(Trainer):
             return history
 
     @tf.function(reduce_retracing=True)
-    def _train_stream(self, x, y, others, n):
+    def _train_stream(self, x, y, others, end):
         self._step(x, y)  # and no others: TensorFlow cannot add up replicas inside of a condition
 
     @tf.function(reduce_retracing=True)
@@ -195,7 +195,8 @@ class DistributedTrainer(Trainer):
         losses = each(tf.cast(y, tf.float32), tf.cast(predictions, tf.float32))
         mean = tf.reduce_sum(weights * tf.cast(losses, tf.float32)) / tf.cast(n, tf.float32)
         replicas = self.strategy.num_replicas_in_sync
-        return mean + sum(tf.cast(loss, tf.float32) / replicas for loss in self.model.losses)
+        penalties = sum(tf.reduce_sum(tf.cast(p, tf.float32)) for p in self.model.losses)
+        return mean + penalties / replicas
 
     def _count(self, metric, part_of_loss, n):
         # The parts add up to n times the loss of the batch, the weights to n.

@@ -241,19 +241,19 @@ def _run(command: list[str], folder: Path, what: str, expected_bytes: int) -> No
     if program is None:
         raise FetchError(f"{command[0]} is not installed")
     _require_space(folder, expected_bytes)  # some clients wait for ever where they cannot write
-    guard = [sys.executable, "-I", "-S", Path(__file__).with_name("guard.py"), folder]
+    started_by = [sys.executable, "-I", "-S", Path(__file__).with_name("child_process.py"), folder]
     # The words that are looked for below are English, and what is left behind is in our folder.
     environment = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder)) | {"LC_ALL": "C"}
     with tempfile.TemporaryFile(dir=folder) as output:
         # At the end of the block the standard input closes, and the client ends.
         with subprocess.Popen(
-            [*guard, program, *command[1:]],
+            [*started_by, program, *command[1:]],
             cwd=folder,
             env=os.environ | environment,
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # a signal that ends us must not end the guard before
+            start_new_session=True,  # a signal that ends us must not end this one before
         ) as process:
             try:
                 _watch(

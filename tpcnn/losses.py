@@ -27,6 +27,11 @@ ACTIVATIONS = (
     keras.layers.ReLU,
     keras.layers.Softmax,
 )
+NO_PROBABILITIES = (
+    "model: expected probabilities, which the loss needs, but it ends {}. The network would learn "
+    "far less than it could. End it in Dense(classes, activation='softmax'), or in Dense(classes) "
+    "and make the loss with from_logits=True."
+)
 
 
 def mean(loss_function, y, predictions) -> tf.Tensor:
@@ -64,24 +69,31 @@ def check_ending(model: keras.Model, loss_function) -> None:
             f"The network would learn less than it could. {mend}."
         )
     elif wants_logits is False and last not in (None, "softmax"):
-        found = "without softmax" if last == "linear" else f"in {last}"
-        warn(
-            f"model: expected probabilities, which the loss needs, but it ends {found}. The "
-            "network would learn far less than it could. End it in Dense(classes, "
-            "activation='softmax'), or in Dense(classes) and make the loss with from_logits=True."
-        )
+        warn(NO_PROBABILITIES.format("without softmax" if last == "linear" else f"in {last}"))
+
+
+def check_outputs(model: keras.Model, loss_function, images) -> None:
+    """Warn where the outputs for `images` show what `check_ending` could not see."""
+    if last_activation(model) is None and _wants_logits(loss_function) is False:
+        outputs = tf.cast(model(tf.cast(images, tf.float32), training=False), tf.float32)
+        if tf.reduce_all(tf.math.is_finite(outputs)) and not _are_probabilities(outputs):
+            warn(NO_PROBABILITIES.format("in numbers that are below 0 or do not sum to 1"))
 
 
 def probabilities(outputs: tf.Tensor, model: keras.Model, loss_function) -> tf.Tensor:
     """Return the outputs of a model, shape (n, classes), as probabilities."""
     last, wants_logits = last_activation(model), _wants_logits(loss_function)
-    if last == "softmax" or (last is None and wants_logits is False):
+    if last == "softmax":
         return outputs
-    if last is None and wants_logits is None:  # neither can be seen: so look at the numbers
-        sums = tf.reduce_sum(outputs, axis=1)
-        softmaxed = tf.reduce_all(outputs >= 0) & tf.reduce_all(tf.abs(sums - 1) < 0.01)
+    if last is None and not wants_logits:  # it cannot be seen: so look at the numbers
+        softmaxed = _are_probabilities(outputs)
         return tf.cond(softmaxed, lambda: outputs, lambda: tf.nn.softmax(outputs))
     return tf.nn.softmax(outputs)
+
+
+def _are_probabilities(outputs: tf.Tensor) -> tf.Tensor:
+    sums = tf.reduce_sum(outputs, axis=1)
+    return tf.reduce_all(outputs >= 0) & tf.reduce_all(tf.abs(sums - 1) < 0.01)
 
 
 def last_activation(model: keras.Model) -> str | None:

@@ -20,7 +20,7 @@ ADVICE = {
     "validation_data": "Pass x_val and y_val behind y_train.",
     "validation_batch_size": "The validation images come in batches of batch_size.",
     "x": "The images are called x_train in fit.",
-    "y": "The labels are called y_train.",
+    "y": "The labels are called y_train in fit; predict takes none.",
     "class_weight": "Weights of classes or images belong in a loss of your own.",
     "sample_weight": "Weights of classes or images belong in a loss of your own.",
     "steps_per_epoch": "Cut a dataset to as many batches: dataset.take(steps).",

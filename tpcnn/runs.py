@@ -4,7 +4,6 @@ Callbacks are called as Keras calls them, the results of an epoch are kept, prin
 a training that diverges ends with the weights of its best epoch.
 """
 
-import time
 from collections.abc import Iterator
 
 import keras
@@ -14,11 +13,7 @@ import tensorflow as tf
 from tpcnn import arguments
 from tpcnn.messages import warn
 
-# TensorFlow takes as many steps in one call as fit in this time: so many that the way back to
-# Python costs nothing, so few that Ctrl-C, which Python has to notice, soon ends the training.
-SECONDS_PER_PART = 0.3
-STEPS_PER_PART = 1000  # at most
-
+LOGS = ("loss", "accuracy", "val_loss", "val_accuracy")
 DIVERGED = """\
 The training diverged: after epoch {epoch} {found}, so it ended there. The weights are again those \
 {best}. Likely causes, the likeliest first:
@@ -74,8 +69,7 @@ class Run:
         self._by_val_batch = any(_listens(c, "test_batch") for c in self.callbacks)
         self._checkpoints = trainer.checkpoints_class(checkpoints, self)
         self.best_epoch, self.best_val_loss, self.best_weights = None, np.inf, None
-        self._first_epoch = 0
-        self._steps_per_part = 1
+        self._first_epoch, self._epoch = 0, None
         self._logs = None
         self._diverged = False
 
@@ -90,7 +84,7 @@ class Run:
             restored = self._checkpoints.restore()
             self._first_epoch = (self.model._initial_epoch or 0) if restored is None else restored
             if restored:
-                self._logs = {name: values[-1] for name, values in self.trainer.history.items()}
+                self._logs = {name: self.trainer.history[name][-1] for name in LOGS}
         except BaseException:
             self._checkpoints.unlock()
             raise
@@ -119,12 +113,10 @@ class Run:
     def training_parts(self) -> Iterator[tuple]:
         """Yield the parts of an epoch: single batches if a callback listens to them, else many."""
         loss, accuracy = self.trainer.train_loss, self.trainer.train_accuracy
-        for step, part in enumerate(self.train.parts(self.trainer, self._steps_of_next_part)):
+        for step, part in enumerate(self.train.parts(self.trainer, self._by_batch)):
             self._hooks.on_train_batch_begin(step)
-            start = time.perf_counter()
             yield part
             logs = self._results(loss, accuracy)  # this waits until the device is done
-            self._adapt_steps(time.perf_counter() - start)
             self._hooks.on_train_batch_end(step, logs)
             if self.model.stop_training:
                 break
@@ -148,7 +140,7 @@ class Run:
 
     def end_epoch(self, epoch: int) -> None:
         """Tell the callbacks, print, and keep what must not be lost."""
-        logs = self._logs
+        logs, self._epoch = self._logs, epoch + 1
         if self._verbose:
             print(
                 f"Epoch {epoch + 1}/{self.n_epochs} - loss: {logs['loss']:.6f} - "
@@ -163,25 +155,16 @@ class Run:
             self.best_weights = self.model.get_weights()
         self._checkpoints.save(epoch + 1)
 
-    def _steps_of_next_part(self) -> int:
-        return 1 if self._by_batch or self.model.stop_training else self._steps_per_part
-
-    def _adapt_steps(self, seconds: float) -> None:
-        """Choose the steps of the next part, after one that took so long."""
-        wanted = int(self._steps_per_part * SECONDS_PER_PART / seconds)
-        # The first one also prepares the graph, and says little about the others.
-        self._steps_per_part = max(1, min(wanted, 2 * self._steps_per_part, STEPS_PER_PART))
-
     def _results(self, loss, accuracy, name: str | None = None) -> dict[str, float]:
         """Return what two metrics say, and let the model's own metrics say the same.
 
         Raises:
-            ValueError: they have seen no batch of the dataset `name`.
+            ValueError: they have seen no image of the dataset `name`.
         """
         if name and tf.convert_to_tensor(loss.count) == 0:
             raise ValueError(
-                f"{name}: the dataset held no batch in this epoch. It must begin anew each time "
-                "it is gone through, and hold at least one batch."
+                f"{name}: the dataset held no image in this epoch. It must begin anew each time "
+                "it is gone through, and hold at least one batch that is not empty."
             )
         for of_model, ours in zip(self._compiled_metrics, (loss, accuracy), strict=True):
             for variable, value in zip(of_model.variables, ours.variables, strict=True):
@@ -202,8 +185,10 @@ class Run:
             causes = [CAUSES[2], *CAUSES[:2], CAUSES[3]]
         rate = _learning_rate(self.trainer.optimizer)
         listed = "\n".join(f"{i}. {cause.format(rate=rate)}" for i, cause in enumerate(causes, 1))
-        epoch = len(self.trainer.history["val_loss"])
-        warn(DIVERGED.format(epoch=epoch, found=found, best=best, causes=listed), RuntimeWarning)
+        warn(
+            DIVERGED.format(epoch=self._epoch, found=found, best=best, causes=listed),
+            RuntimeWarning,
+        )
 
 
 def _learning_rate(optimizer) -> str:
@@ -218,7 +203,7 @@ def _built_metrics(model: keras.Model) -> list[keras.metrics.Metric]:
     loss, compiled = keras.Model.metrics.fget(model)[:2]  # a model may have a list of its own
     if not compiled.built:
         # Any labels and outputs of the right kind: Keras takes from them which accuracy is meant.
-        model.compute_metrics(None, tf.zeros([1], tf.int32), tf.zeros([1, 2]))
+        compiled.update_state(tf.zeros([1], tf.int32), tf.zeros([1, 2]))
     return [loss, *compiled.metrics]
 
 

@@ -1,4 +1,4 @@
-"""Trainer, the class of the lab sheet. What surrounds its loop: arguments, batches, runs."""
+"""Trainer, the class of the lab sheet: a loop. What surrounds it: arguments, batches, runs."""
 
 import keras
 import tensorflow as tf
@@ -23,21 +23,21 @@ class Trainer:
 
     Attributes:
         history: for each of ``loss``, ``accuracy``, ``val_loss``, ``val_accuracy`` a list with one
-            float per epoch of the last call of `fit`; accuracies in [0, 1].
+            float per epoch of the last run; accuracies in [0, 1]. A callback may add others.
 
     Raises:
         TypeError, ValueError: model, loss and optimizer do not go together.
     """
 
     checkpoints_class = Checkpoints
-    __deepcopy__ = copy_of
+    __deepcopy__ = copy_of  # what TensorFlow has recorded cannot be copied, and need not be
 
     def __init__(self, model: keras.Model, loss_function, optimizer):
         self.model = model
         self.loss_function, optimizer = arguments.check_network(self, loss_function, optimizer)
-        model.compile(optimizer, self.loss_function, metrics=["accuracy"])  # for callbacks
-        self.optimizer = model.optimizer  # mixed_float16 has put it in one that scales the loss
-        self.optimizer_description = describe(self.optimizer)  # before its learning rate changes
+        model.compile(optimizer, self.loss_function, metrics=["accuracy"])  # callbacks ask it
+        self.optimizer = model.optimizer  # with mixed_float16 one around it, which scales the loss
+        self.optimizer_description = describe(self.optimizer)  # as it began, for checkpoints
         fused_adam.fuse(self.optimizer)
         # XLA compiles the step where Keras would let it: on a GPU, if every layer allows for it.
         self._step = tf.function(self._train_step, jit_compile=model.jit_compile or None)
@@ -53,8 +53,7 @@ class Trainer:
     ) -> dict[str, list[float]]:  # fmt: skip
         """Train the model, look at the validation images after each epoch, and return `history`.
 
-        A loss or a weight that is not finite ends the training with a warning, and the model gets
-        the weights of its best epoch again.
+        A loss or weight that is not finite ends it, with a warning and the best epoch's weights.
 
         Args:
             x_train: images in [0, 1], of shape (n, ...) as the model expects; or a
@@ -97,13 +96,14 @@ class Trainer:
             self._step(tf.gather(x, batch), tf.gather(y, batch))
 
     @tf.function(reduce_retracing=True)
-    def _train_stream(self, x, y, others, n):
-        """Take a step for a batch `x`, `y`, and for up to `n` that the iterator `others` gives."""
+    def _train_stream(self, x, y, others, end):
+        """Take a step for a batch `x`, `y`, then for each of `others`, an iterator, until `end`."""
         self._step(x, y)
-        for _ in tf.range(n):
+        while tf.timestamp() < end:
             batch = others.get_next_as_optional()
-            if batch.has_value():
-                self._step(*batch.get_value())
+            if not batch.has_value():
+                break
+            self._step(*batch.get_value())
 
     @tf.function(reduce_retracing=True)
     def _train_step(self, x, y):
@@ -120,7 +120,7 @@ class Trainer:
     def _loss(self, y, predictions):
         """Return the mean loss of a batch, plus what regularizers ask for."""
         loss = losses.mean(self.loss_function, y, predictions)
-        return loss + sum(tf.cast(penalty, tf.float32) for penalty in self.model.losses)
+        return loss + sum(tf.reduce_sum(tf.cast(p, tf.float32)) for p in self.model.losses)
 
     @tf.function(reduce_retracing=True)
     def _eval_step(self, x, y):
