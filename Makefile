@@ -6,6 +6,15 @@ $(error GNU make 4 is needed, this is $(MAKE_VERSION). On macOS: brew install ma
 endif
 
 comma := ,
+# Of the folder itself: make's own functions would take a name with a space for two.
+here := $(shell pwd)
+ifneq ($(findstring :,$(here)),)
+$(error this folder has a colon in its name, $(here), at which Python and the shell cut paths: rename it)
+endif
+# A repository that happens to be around this folder is another project's.
+export GIT_CEILING_DIRECTORIES := $(shell dirname "$(here)")
+# What is read and written is UTF-8, whatever the locale says.
+export PYTHONUTF8 := 1
 PYTHON ?= python3
 PORT ?= 8000
 SHELL := /bin/bash
@@ -21,19 +30,20 @@ PROGRAM = PYTHONPATH="$(CURDIR):$(CURDIR)/book/_ext" $(BIN)/python book/_program
 JUPYTER_BOOK = $(BIN)/jupyter-book build book --config _config.yml --toc "$(CURDIR)/_toc.yml" \
   --path-output .
 # The GPU is asked for before anything is installed.
-HAS_GPU := $(shell [[ "$$(nvidia-smi -L 2>/dev/null)" == *GPU* ]] && echo yes)
+HAS_GPU := $(shell [[ "$$(timeout 60 nvidia-smi -L 2>/dev/null)" == *GPU* ]] && echo yes)
 EXTRAS := book,test$(if $(HAS_GPU),$(comma)gpu)
 INSTALLED := $(VENV)/.installed-$(if $(HAS_GPU),gpu,cpu)
 # What $(VENV) holds in the end, and what installing it takes besides.
 GIGABYTES := $(if $(HAS_GPU),12,5)
 stop = { echo "make: $(1)" >&2; exit 1; }
-free_kilobytes = $$(df -Pk "$(1)" | awk 'NR == 2 { print $$4 }')
+# In front of the share in use, since the name of the disk may be of several words.
+free_kilobytes = $$(df -Pk "$(1)" | awk 'NR == 2 { sub(/ [0-9-]+%.*/, ""); print $$NF }')
 
 export PYTHONPATH := $(CURDIR)
 
 .NOTPARALLEL:
 .PHONY: book test test-fast serve lint format lock summary changed colab publish pdf linkcheck clean \
-  bench gpu-check on-linux required-gpu sound-environment built
+  bench gpu-check on-linux required-gpu sound-environment built found-python own-repository
 
 book: on-linux required-gpu $(INSTALLED)
 	@mkdir -p _build
@@ -68,6 +78,16 @@ required-gpu:
 built:
 	@[[ -d $(HTML)/notebooks ]] || $(call stop,there is no book yet: run make book first.)
 
+found-python:
+	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
+	  || $(call stop,Python 3.11 to 3.13 is needed: set PYTHON=/path/to/python3.12 or install it.)
+	@"$(PYTHON)" -c 'import venv$(comma) ensurepip' 2>/dev/null \
+	  || $(call stop,$(PYTHON) lacks its venv module: on Debian or Ubuntu install python3-venv.)
+
+own-repository:
+	@git rev-parse --git-dir >/dev/null 2>&1 \
+	  || $(call stop,this needs git$(comma) and a clone of the book: an unpacked archive has no branches.)
+
 test: book
 	$(BIN)/python -m pytest tests -n 2 --dist loadfile
 
@@ -77,7 +97,7 @@ test-fast: $(INSTALLED)
 serve: built $(INSTALLED)
 	@$(BIN)/python -c 'import socket, sys; socket.create_server(("127.0.0.1", int(sys.argv[1])))' \
 	  "$(PORT)" 2>/dev/null \
-	  || $(call stop,port $(PORT) is in use or not allowed: choose another$(comma) make serve PORT=8001.)
+	  || $(call stop,port $(PORT) is in use or not allowed: choose another$(comma) such as make serve PORT=8123.)
 	$(BIN)/python -m http.server "$(PORT)" --bind 127.0.0.1 --directory $(HTML)
 
 lint: $(INSTALLED)
@@ -92,7 +112,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/mdformat --wrap=keep --number book
 
-lock:
+lock: found-python
 	"$(PYTHON)" -m venv _build/lock
 	_build/lock/bin/pip install --quiet uv
 	_build/lock/bin/uv pip compile --upgrade --universal --python-version 3.11 --all-extras \
@@ -115,7 +135,7 @@ summary:
 	@"$(PYTHON)" book/_programs/results.py
 
 # What a reader of the published pages would find changed in this build of them.
-changed: $(INSTALLED)
+changed: own-repository $(INSTALLED)
 	@rm -rf _build/published && mkdir -p _build/published
 	@status=0; git ls-remote --exit-code origin gh-pages >_build/published.log 2>&1 || status=$$?; \
 	if (( status == 2 )); then echo "Nothing is published yet."; exit; fi; \
@@ -126,7 +146,7 @@ changed: $(INSTALLED)
 # The published notebooks, run in an environment with Colab's versions of what tpcnn needs. Of the
 # lab it is the solved one; the student's has blanks.
 NOTEBOOKS ?= $(filter-out lab,$(basename $(notdir $(wildcard $(HTML)/notebooks/*.ipynb))))
-colab: built
+colab: built found-python
 	"$(PYTHON)" -m venv --clear _build/colab
 	_build/colab/bin/pip install --quiet --requirement tests/colab.txt
 	PYTHONPATH= _build/colab/bin/python book/_programs/run_notebooks.py \
@@ -141,7 +161,7 @@ linkcheck: built $(INSTALLED)
 	$(JUPYTER_BOOK) --builder linkcheck
 
 # HTML and notebooks to the branch gh-pages, in one commit.
-publish: built sound-environment
+publish: built own-repository sound-environment
 	@# A shallow clone knows nothing of the branch, and what is pushed must follow what is there.
 	@if git ls-remote --exit-code origin gh-pages >/dev/null; then \
 	  git fetch --quiet --depth 1 origin +refs/heads/gh-pages:refs/remotes/origin/gh-pages; \
@@ -159,11 +179,7 @@ sound-environment:
 	    && $(BIN)/python -c 'import pip' 2>/dev/null; }; } \
 	  || $(call stop,$(VENV) was moved$(comma) or its Python is gone: rm -rf $(VENV)$(comma) then make again.)
 
-$(INSTALLED): pyproject.toml constraints.txt | sound-environment
-	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
-	  || $(call stop,Python 3.11 to 3.13 is needed: set PYTHON=/path/to/python3.12 or install it.)
-	@"$(PYTHON)" -c 'import venv$(comma) ensurepip' 2>/dev/null \
-	  || $(call stop,$(PYTHON) lacks its venv module: on Debian or Ubuntu install python3-venv.)
+$(INSTALLED): pyproject.toml constraints.txt | sound-environment found-python
 	@mkdir -p _build $(VENV)
 	@# What is there already, be it of an installation that was interrupted, takes no more space.
 	@there=$$(du -sk $(VENV)/ | cut -f1); free=$(call free_kilobytes,$(VENV)); \

@@ -263,6 +263,18 @@ def test_files_put_by_hand_serve(cache, whole_cache, offline):
     assert sources.load("mnist")["y_test"].shape == (10000,)
 
 
+@pytest.mark.parametrize("bad", ["cut off", "a folder"])
+def test_of_two_files_put_by_hand_under_a_name_the_good_one_serves(
+    cache, whole_cache, offline, bad
+):
+    put_by_hand(cache, dict(np.load(whole_cache / "mnist.npz")))
+    file = cache / "mnist" / "train-images-idx3-ubyte"
+    file.with_name(f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes(), 1))
+    file.unlink()
+    file.mkdir() if bad == "a folder" else file.write_bytes(b"")
+    assert sources.load("mnist")["x_train"].shape == (60000, 28, 28)
+
+
 def test_damaged_files_put_by_hand_are_named_where_another_source_serves(
     cache, whole_cache, offline, monkeypatch, small_npz
 ):
@@ -335,11 +347,13 @@ def test_the_cache_is_found_where_the_variable_says(monkeypatch, tmp_path):
     assert sources.cache_folder() == tmp_path / "data"
     monkeypatch.delenv("TPCNN_CACHE")
     assert sources.cache_folder() == tmp_path / ".cache" / "tpcnn"
-    monkeypatch.setenv("TPCNN_CACHE", "~nobody-of-that-name/data")
-    with pytest.raises(
-        RuntimeError, match="~nobody-of-that-name/data: there is no such home folder"
-    ):
-        sources.load("mnist")
+    for folder, why in [
+        ("~nobody-of-that-name/data", "there is no such home folder"),
+        ("data", "that is another folder wherever a program starts"),
+    ]:
+        monkeypatch.setenv("TPCNN_CACHE", folder)
+        with pytest.raises(RuntimeError, match=f"cannot be {folder}: {why}"):
+            sources.load("mnist")
 
 
 def test_a_cache_behind_a_file_is_a_warning_and_a_download(

@@ -185,6 +185,11 @@ def test_a_proxy_is_asked_from_the_moment_that_it_is_set(monkeypatch):
     said = said_by(downloads.fetch, "http://host.invalid/file", 7)
     assert "Connection refused, asked through the proxy 127.0.0.1:" in said
     assert "secret" not in said
+    monkeypatch.setenv("http_proxy", "http:/user:secret@127.0.0.1:9")  # a slash is missing
+    said = said_by(downloads.fetch, "http://host.invalid/file", 7)
+    assert "asked through the proxy 127.0.0.1:9" in said and "secret" not in said
+    monkeypatch.setenv("http_proxy", "socks5://127.0.0.1:9")
+    assert "SOCKS proxy" in said_by(downloads.fetch, "http://host.invalid/file", 7)
 
 
 @pytest.mark.parametrize(

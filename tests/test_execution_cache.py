@@ -139,14 +139,19 @@ def test_code_in_a_script_and_docstrings_that_are_shown_count_too(copy, executed
         append(copy / "book" / f"{name}.md", f"```{{code-cell}} ipython3\n{code}\n```")
 
     add_cell("cnn", "script = 'from tpcnn import bench'")
-    add_cell("data", "help(tpcnn.normalize)")
-    assert executed_again() == {"cnn", "data"}
+    shown = ["help(tpcnn.normalize)", "?tpcnn.normalize", "tpcnn.normalize? ", "%pdoc tpcnn.split"]
+    showing = ["data", "dropout", "fashion", "tuning"]
+    for name, code in zip(showing, shown, strict=True):
+        add_cell(name, code)
+    add_cell("convolution", "!python -m tpcnn.checks lab.ipynb")
+    assert executed_again() == {"cnn", "convolution", *showing}
     with_cells = json.loads(folders(copy).stdout)
     append(copy / "tpcnn" / "bench.py", "CHANGED = True")
+    append(copy / "tpcnn" / "checks" / "teacher" / "table.py", "CHANGED = True")
     edit(copy / "tpcnn" / "data.py", '"""', '"""In other words. ')
     now = json.loads(folders(copy).stdout)
     changed = {name for name in CHAPTERS if now[name] != with_cells[name]}
-    assert changed == {"cnn", "data"} | naming("bench")
+    assert changed == {"cnn", "convolution", *showing} | naming("bench")
 
 
 def test_without_a_known_device_the_error_says_what_to_do(copy):

@@ -204,11 +204,12 @@ def test_the_space_on_the_disk_is_counted_with_what_is_installed_already(copy):
     (line,) = stops(copy, "book", "VENV=new-venv", "GIGABYTES=1000000")
     assert line.startswith("make: not enough disk space: new-venv takes 1000000 GB, ")
     # No disk of a known size is at hand. An installation that was interrupted left 1.2 GB.
-    path = program(copy / "bin" / "df", "echo header; echo disk 0 0 500000")
+    disk = "a share on my nas 900000 0 500000 44% /mnt/a 5% share"
+    path = program(copy / "bin" / "df", f"echo header; echo {disk}")
     fail = 'case "$*" in *-m*) exit 1;; esac'
     program(copy / "bin" / "python", f'{fail}\nexec "{sys.executable}" "$@"')
     (line,) = stops(copy, "book", "VENV=new-venv", "GIGABYTES=1", PATH=path)
-    assert "not enough disk space" in line
+    assert "not enough disk space" in line and line.endswith("0 GB are free.")
     library = copy / "new-venv" / "library"
     with open(library, "wb") as file:
         os.posix_fallocate(file.fileno(), 0, 1_200_000_000)
@@ -275,12 +276,19 @@ def test_a_clone_that_was_moved_or_whose_python_is_gone_says_what_to_do(copy):
     assert stops(copy, "lint") == said
 
 
+def test_a_folder_with_a_colon_is_refused(copy):
+    """In which Python makes no environment."""
+    (line,) = stops(copy.rename(copy.with_name("a:b")), "clean")
+    assert "this folder has a colon in its name" in line
+
+
 def test_a_port_in_use_is_named(copy):
     (copy / "_build" / "html" / "notebooks").mkdir(parents=True)
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         assert stops(copy, "serve", f"PORT={port}") == [
-            f"make: port {port} is in use or not allowed: choose another, make serve PORT=8001."
+            f"make: port {port} is in use or not allowed: choose another, "
+            "such as make serve PORT=8123."
         ]
     (line,) = stops(copy, "serve", "PORT=http")
     assert "port http is in use or not allowed" in line

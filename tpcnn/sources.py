@@ -73,16 +73,19 @@ def cache_folder() -> Path:
     """Return the folder of the cache: $TPCNN_CACHE, otherwise ~/.cache/tpcnn.
 
     Raises:
-        RuntimeError: its ``~`` stands for no home folder.
+        RuntimeError: its ``~`` stands for no home folder, or it is not a whole path.
     """
     folder = os.environ.get("TPCNN_CACHE") or "~/.cache/tpcnn"
     try:
-        return Path(folder).expanduser().absolute()
+        path, why = Path(folder).expanduser(), "that is another folder wherever a program starts"
     except RuntimeError:
+        path, why = None, "there is no such home folder"
+    if path is None or not path.is_absolute():
         raise RuntimeError(
-            f"The cache of the data cannot be {folder}: there is no such home folder. Set the "
-            "environment variable TPCNN_CACHE to the whole path of a folder."
-        ) from None
+            f"The cache of the data cannot be {folder}: {why}. Set the environment variable "
+            "TPCNN_CACHE to the whole path of a folder."
+        )
+    return path
 
 
 def load(name: str) -> Arrays:
@@ -166,22 +169,27 @@ def _by_hand_folder(name: str) -> Path:
 
 def _from_files_put_by_hand(name: str) -> Arrays:
     folder = _by_hand_folder(name)
-    files = {}
+    arrays, problems, unreadable = {}, {}, []
     for key, stem in IDX_FILES.items():
-        for path in (folder / f"{stem}.gz", folder / stem):
+        for path in (folder / f"{stem}.gz", folder / stem):  # the first that is good
             try:
-                files[key] = str(path), path.read_bytes()
+                arrays[key] = _read_idx_file(name, key, str(path), path.read_bytes())
+                problems.pop(key, None)
+                break
             except FileNotFoundError:
-                continue
+                problems.setdefault(key, f"{stem} is missing")
             except OSError as error:
-                reason = f"{path} cannot be read ({error.strerror})"
-                raise OSError(f"{reason}: make it a file that you can read") from None
-    if not files:
+                problems[key] = f"{path} cannot be read ({error.strerror})"
+                unreadable.append(problems[key])
+            except _SourceError as error:
+                problems[key] = str(error)
+    if not problems:
+        return arrays
+    if unreadable:
+        raise OSError(f"{unreadable[0]}: make it a file that you can read")
+    if len(problems) == 4 and all(problem.endswith("is missing") for problem in problems.values()):
         raise FileNotFoundError(f"none of the four files is in {folder}")
-    try:
-        return _read_idx(name, files)
-    except _SourceError as error:
-        raise _SourceError(f"{error}. Get what is named here again") from None
+    raise _SourceError(f"{'; '.join(problems.values())}. Get what is named here again")
 
 
 def _mnist_from_keras() -> Arrays:
@@ -306,7 +314,8 @@ def _write_npz(path: Path, arrays: Arrays) -> None:
     descriptor, part = tempfile.mkstemp(dir=path.parent, prefix=f"{path.stem}.", suffix=".part")
     try:
         with open(descriptor, "wb") as file:
-            if hasattr(os, "fchmod"):  # a cache may be shared; a temporary file is not
+            # A cache may be shared; a temporary file is not. Some mounted folders have no modes.
+            with contextlib.suppress(AttributeError, OSError):
                 os.fchmod(descriptor, 0o644)
             np.savez(file, **arrays)
             file.flush()

@@ -28,9 +28,11 @@ EXECUTED = ROOT / "_build" / "executed"
 # `python -m tpcnn` asks TensorFlow, and writes here what it says: "cpu" or "gpu".
 DEVICE = ROOT / "_build" / "device"
 # A chapter with one of these in its code, or as the tag of a cell, may show comments and docstrings
-# of the module. The last is IPython's: `tpcnn.split?`.
+# of the module. The last lines are IPython's: `tpcnn.split?`, `%pdoc tpcnn.split`.
 SHOWS_SOURCE = re.compile(
-    r"(?m)\b(?:__doc__|__file__|help|inspect|traceback|raises-exception)\b|\?$"
+    r"(?m)\b(?:__doc__|__file__|help|inspect|pydoc|traceback|raises-exception)\b|tpcnn/"
+    r"|^\s*\?|\?\s*$"
+    r"|^\s*%p(?:doc|source|info|file)"
 )
 # The only options of a cell that its execution depends on.
 TAGS = {"raises-exception", "skip-execution"}
@@ -56,7 +58,7 @@ def cache_folder(chapter: str) -> Path | None:
     state = {
         "cells": cells,
         "kernel": notebook.metadata.get("kernelspec"),
-        "tpcnn": {module: read(module) for module in sorted(_reached(words))},
+        "tpcnn": {module: read(module) for module in sorted(_reached(code, words))},
         "packages": (ROOT / "constraints.txt").read_text(),
         "python": sys.version_info[:2],
         "device": _device(),
@@ -65,14 +67,16 @@ def cache_folder(chapter: str) -> Path | None:
     return EXECUTED / f"{chapter}-{digest[:16]}"
 
 
-def _reached(words: set[str]) -> set[str]:
-    """Return the modules of tpcnn that code with these words imports, directly or through others.
+def _reached(code: str, words: set[str]) -> set[str]:
+    """Return the modules of tpcnn that code, with these words, imports, directly or through others.
 
     A module counts as imported where its name stands, be it in a string: a chapter may write a
     script and run it.
     """
     graph = _import_graph()
     named = {module for module in graph.modules if words.issuperset(module.split("."))}
+    run = re.findall(r"-m\s+(tpcnn[\w.]*)", code)  # as a program
+    named |= {f"{module}.__main__" for module in run} & graph.modules
     return named.union(*map(graph.find_upstream_modules, named))
 
 
@@ -99,7 +103,7 @@ def _code(module: str) -> str:
 
 def _text(module: str) -> str:
     path = ROOT.joinpath(*module.split("."))
-    return (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
+    return (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text("utf-8")
 
 
 def _device() -> str:
