@@ -1,5 +1,6 @@
 """The parts and batches in which a `Trainer` goes through images."""
 
+import threading
 import time
 from collections.abc import Iterator
 
@@ -97,18 +98,31 @@ class Stream:
     def parts(self, trainer, by_batch: bool) -> Iterator[tuple]:
         """Yield the arguments of `Trainer._train_stream` for each part of an epoch.
 
-        They are the images and labels of one batch, an iterator over those that follow, and the
-        time at which the part ends, in seconds since 1970: how long the next batch takes, nobody
-        knows. The arguments are those of `Arrays.parts`.
+        They are the images and labels of one batch, an iterator over those that follow, and a
+        variable that becomes True when the time of the part is over: how long the next batch will
+        take, nobody knows. The arguments are those of `Arrays.parts`.
         """
+        # A strategy takes one batch at a time, and would make a variable of its own.
+        by_batch = by_batch or tf.distribute.has_strategy()
         spec = self.dataset.element_spec
         x, y = map(_any_number_of, spec)
-        following, end = tf.data.IteratorSpec(tuple(spec)), tf.TensorSpec([], tf.float64)
-        trainer._train_stream.get_concrete_function(x, y, following, end)
+        with tf.device("CPU:0"):  # a flag on the GPU would have to come back for each batch
+            over = True if by_batch else tf.Variable(False)
+        following = tf.data.IteratorSpec(tuple(spec))
+        trainer._train_stream.get_concrete_function(x, y, following, over)
         batches = iter(self.dataset)
         for x, y in batches:  # the first of each part; the others are left to TensorFlow
-            end = 0 if by_batch else time.time() + SECONDS_PER_PART
-            yield x, y, batches, tf.constant(end, tf.float64)
+            if by_batch:
+                yield x, y, batches, over
+                continue
+            over.assign(False)
+            # Not tf.timestamp, which is not allowed where operations must be deterministic.
+            timer = threading.Timer(SECONDS_PER_PART, over.assign, [True])
+            timer.start()
+            try:
+                yield x, y, batches, over
+            finally:
+                timer.cancel()
 
     def batches(self, trainer) -> Iterator[tuple]:
         """Yield the arguments of `Trainer._eval_step`: images, float32, and labels, int32."""

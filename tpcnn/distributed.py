@@ -145,7 +145,7 @@ class DistributedTrainer(Trainer):
             return history
 
     @tf.function(reduce_retracing=True)
-    def _train_stream(self, x, y, others, end):
+    def _train_stream(self, x, y, others, over):
         self._step(x, y)  # and no others: TensorFlow cannot add up replicas inside of a condition
 
     @tf.function(reduce_retracing=True)

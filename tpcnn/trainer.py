@@ -96,10 +96,10 @@ class Trainer:
             self._step(tf.gather(x, batch), tf.gather(y, batch))
 
     @tf.function(reduce_retracing=True)
-    def _train_stream(self, x, y, others, end):
-        """Take a step for a batch `x`, `y`, then for each of `others`, an iterator, until `end`."""
+    def _train_stream(self, x, y, others, over):
+        """Step on a batch `x`, `y`, then on each that `others`, an iterator, gives until `over`."""
         self._step(x, y)
-        while tf.timestamp() < end:
+        while not over:
             batch = others.get_next_as_optional()
             if not batch.has_value():
                 break
