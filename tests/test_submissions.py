@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import time
-import tomllib
 
 import nbformat
 import psutil
@@ -369,12 +368,6 @@ def test_the_module_of_the_chapters_loads_nothing_of_it():
     loaded = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).split()
     assert "tpcnn.checks.steps" in loaded
     assert not [name for name in loaded if name.startswith("tpcnn.checks.teacher")]
-
-
-def test_every_package_of_the_module_is_installed():
-    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    packages = [path.parent.relative_to(ROOT) for path in ROOT.glob("tpcnn/**/__init__.py")]
-    assert sorted(listed) == sorted(".".join(package.parts) for package in packages)
 
 
 def test_an_old_notebook_is_read_too(table, good):
