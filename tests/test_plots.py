@@ -1,10 +1,15 @@
-"""How figures are shown in a notebook: small ones as vectors, large ones as sharp pictures."""
+"""How figures are shown in a notebook, as vectors or sharp pictures; the drawing of a network."""
 
 import base64
+import itertools
+import re
 import struct
 
+import tpcnn  # isort: skip  # before TensorFlow, since it chooses how that starts
+import keras
 import nbformat
 import pytest
+from keras import layers
 from nbclient import NotebookClient
 
 from tpcnn import plots
@@ -93,3 +98,65 @@ def test_a_format_that_the_user_has_chosen_before_is_left():
     chosen = "%config InlineBackend.figure_formats = ['retina']"
     (shown,) = shown_by(f"{chosen}\n{BEFORE}", f"import tpcnn\n{SMALL}")
     assert is_sharp_picture(shown)
+
+
+def functional():
+    images = keras.Input((20, 12, 3))
+    maps = layers.AveragePooling2D(2)(layers.Conv2D(5, 3, strides=2)(images))
+    normalised = layers.GroupNormalization(5)(layers.LayerNormalization()(maps))
+    pooled = layers.GlobalAveragePooling2D()(normalised)
+    return keras.Model(images, layers.Dense(4)(layers.Activation("tanh")(pooled)))
+
+
+NETWORKS = [
+    tpcnn.build_fc,
+    tpcnn.build_cnn,
+    tpcnn.build_fashion_cnn,
+    lambda: keras.Sequential([keras.Input((7,)), layers.Dense(12000), layers.Dense(1)]),
+    functional,
+]
+
+
+def texts_of(figure):
+    return [text for axis in figure.axes for text in axis.texts]
+
+
+@pytest.mark.parametrize("build", NETWORKS)
+def test_the_drawing_of_a_network_has_what_its_summary_has(build):
+    model = build()
+    summary = []
+    model.summary(print_fn=lambda text, **_: summary.append(text), line_length=120)
+    in_summary = re.findall(r"\((\w+)\)\s+│ \(None, ([\d, ]+?),?\) +│ +([\d,]+)", "".join(summary))
+    in_summary = [layer for layer in in_summary if layer[0] != "InputLayer"]
+    assert len(in_summary) == len(model.layers) - isinstance(model.layers[0], layers.InputLayer)
+
+    words = [text.get_text() for text in texts_of(plots.network(model))]
+    shape = words[1]
+    for name, numbers, parameters in in_summary:
+        words = words[words.index(name) :]
+        row = list(itertools.takewhile(lambda word: not hasattr(layers, word), words[1:]))
+        new_shape = " × ".join(f"{int(n):,}" for n in numbers.split(","))
+        assert new_shape in row or new_shape == shape, "a shape is shown where it changes"
+        assert parameters == "0" or parameters in row
+        shape = new_shape
+    assert words[-1] == f"{model.count_params():,}"
+
+
+@pytest.mark.parametrize("build", NETWORKS)
+def test_no_words_in_the_drawing_of_a_network_overlap_or_leave_it(build):
+    figure = plots.network(build())
+    boxes = [text.get_window_extent() for text in texts_of(figure) if text.get_text()]
+    for box in boxes:
+        assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1
+        assert figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1
+    for one, other in itertools.combinations(boxes, 2):
+        assert not one.overlaps(other)
+
+
+def test_a_network_that_cannot_be_drawn_is_named_with_the_reason():
+    with pytest.raises(ValueError, match=r"^model: .*keras.Input"):
+        plots.network(keras.Sequential([layers.Dense(3)]))
+    start = keras.Input((4,))
+    inner = layers.Dense(4, name="inner")(start)
+    with pytest.raises(ValueError, match=r"^model: .*'sum'.*plot_model"):
+        plots.network(keras.Model(start, layers.Add(name="sum")([start, inner])))

@@ -308,4 +308,128 @@ def confident_mistakes(
     return images(x[worst], titles)
 
 
+def network(model) -> Figure:
+    """Draw a network from its layers, from the images at the top to the answer at the bottom.
+
+    A layer that makes weighted sums, or changes the shape of what passes through, has a picture of
+    its output: sheets for maps, a strip for a row of numbers (longer for more, though not in
+    proportion). Those that work on these numbers follow below it. At the right are the numbers that
+    a layer stores, as in ``model.summary()``; the length of a bar is their share of all.
+
+    Args:
+        model: a `keras.Model` whose layers follow each other, with a known input shape.
+
+    Raises:
+        ValueError: the model has no shapes yet, or its layers branch.
+    """
+    shape, rows = _layers_in_a_row(model)
+    pictured = [hasattr(layer, "kernel") or shape != before for layer, shape, before in rows]
+    heights = np.array([0.5, *(0.5 if has_picture else 0.26 for has_picture in pictured)])
+    tops = np.concatenate([[0], np.cumsum(heights)])
+    width, height = 4.5, tops[-1] + 0.3
+    figure = plt.figure(figsize=(width, height), layout="none")
+    axis = figure.add_axes((0, 0, 1, 1))
+    axis.set(xlim=(0, width), ylim=(height, 0), aspect="equal")
+    axis.axis("off")
+    largest = max([shape, *(shape for _, shape, _ in rows)], key=np.prod)
+    axis.plot([0.5, 0.5], [0.25, tops[-1] - 0.2], color=GREY, linewidth=1, zorder=0)
+    _draw_output(axis, 0.5, 0.25, shape, largest)
+    axis.text(1.05, 0.17, "Input", weight="bold", va="center", fontsize=9)
+    axis.text(3.35, 0.17, _in_words(shape), va="center", ha="right", fontsize=9)
+    axis.text(1.05, 0.36, "one image", va="center", fontsize=8.5, color=_DARK_GREY)
+    axis.text(4.45, 0.17, "parameters", va="center", ha="right", fontsize=8.5, color=_DARK_GREY)
+    total = max(1, model.count_params())
+    for (layer, shape, _), has_picture, top in zip(rows, pictured, tops[1:], strict=False):
+        first, second = (top + 0.17, top + 0.36) if has_picture else [top + 0.13] * 2
+        name = axis.text(1.05, first, type(layer).__name__, weight="bold", va="center", fontsize=9)
+        if has_picture:
+            axis.axhline(top, 0.21, 0.99, color="#DDDDDD", linewidth=0.8)
+            _draw_output(axis, 0.5, top + 0.25, shape, largest)
+            axis.text(3.35, first, _in_words(shape), va="center", ha="right", fontsize=9)
+        left = 1.05 if has_picture else name.get_window_extent().x1 / figure.dpi + 0.08
+        does = _DOES.get(type(layer).__name__, lambda _: "")(layer)
+        axis.text(left, second, does, va="center", fontsize=8.5, color=_DARK_GREY)
+        if count := layer.count_params():
+            axis.text(4.45, first, f"{count:,}", va="center", ha="right", fontsize=9)
+            length = 0.95 * count / total
+            bar = plt.Rectangle((4.45 - length, first + 0.09), length, 0.05, color=BLUE)
+            axis.add_patch(bar)
+    footer = tops[-1] + 0.14
+    axis.axhline(tops[-1], 0.21, 0.99, color="#DDDDDD", linewidth=0.8)
+    axis.text(1.05, footer, "all layers", va="center", fontsize=8.5, color=_DARK_GREY)
+    axis.text(4.45, footer, f"{model.count_params():,}", va="center", ha="right", fontsize=9)
+    return figure
+
+
+_DARK_GREY = "#595959"
+
+
+def _layers_in_a_row(model) -> tuple[tuple, list[tuple]]:
+    """Return the shape of an image, and each layer with the shapes of its output and its input."""
+    if not model.built or len(model.inputs) != 1:
+        raise ValueError(
+            "model: expected one with a known input shape, got one without. "
+            "Begin its layers with keras.Input((28, 28, 1)), for example."
+        )
+    tensor, rows = model.inputs[0], []
+    for layer in model.layers:
+        if type(layer).__name__ == "InputLayer":
+            continue
+        if layer.input is not tensor:
+            raise ValueError(
+                f"model: expected layers that follow each other, but {layer.name!r} does not take "
+                "what the layer before it gives. Draw it with keras.utils.plot_model."
+            )
+        rows.append((layer, tuple(layer.output.shape[1:]), tuple(tensor.shape[1:])))
+        tensor = layer.output
+    return tuple(model.inputs[0].shape[1:]), rows
+
+
+def _in_words(shape: tuple) -> str:
+    return " × ".join(f"{n:,}" if n else "any" for n in shape)  # noqa: RUF001
+
+
+def _draw_output(axis, x: float, y: float, shape: tuple, largest: tuple) -> None:
+    """Draw a shape around (x, y), in inches: sheets for maps, a strip for a row of numbers."""
+    style = {"facecolor": "#DCEBF5", "edgecolor": BLUE, "linewidth": 0.8}
+    if len(shape) < 3:
+        count = int(np.prod([n or 1 for n in shape]))
+        width = 0.12 + 0.72 * np.log2(count) / max(1, np.log2(np.prod(largest)))
+        axis.add_patch(plt.Rectangle((x - width / 2, y - 0.06), width, 0.12, **style))
+        if count <= 16:
+            for place in np.linspace(x - width / 2, x + width / 2, count + 1)[1:-1]:
+                axis.plot([place] * 2, [y - 0.06, y + 0.06], color=BLUE, linewidth=0.6)
+        return
+    *_, side, _, maps = (n or 28 for n in shape)
+    side = max(0.07, 0.34 * side / max(28, side))
+    sheets = 1 + round(np.log2(maps))
+    for sheet in range(sheets):
+        shift = 0.045 * (sheet - (sheets - 1) / 2)
+        corner = x + shift - side / 2, y + shift / 3 - side / 2
+        axis.add_patch(plt.Rectangle(corner, side, side, zorder=2 + 0.01 * sheet, **style))
+
+
+def _dense(layer) -> str:
+    activation = layer.activation.__name__
+    return "weighted sums of all inputs" + (f", {activation}" if activation != "linear" else "")
+
+
+# What a layer does, in a few words.
+_DOES = {
+    "Dense": _dense,
+    "Flatten": lambda layer: "all numbers in one row",
+    "Conv2D": lambda layer: f"{layer.filters} filters of {_in_words(layer.kernel_size)}",
+    "MaxPooling2D": lambda layer: f"the largest of each {_in_words(layer.pool_size)}",
+    "AveragePooling2D": lambda layer: f"the mean of each {_in_words(layer.pool_size)}",
+    "GlobalAveragePooling2D": lambda layer: "the mean of each map",
+    "BatchNormalization": lambda layer: "by the batch",
+    "LayerNormalization": lambda layer: "by the image",
+    "GroupNormalization": lambda layer: f"in {layer.groups} groups",
+    "ReLU": lambda layer: "negative becomes 0",
+    "Dropout": lambda layer: f"{layer.rate:.0%} becomes 0, in training",
+    "RandomTranslation": lambda layer: "random shift, in training",
+    "RandomFlip": lambda layer: "mirrored or not, in training",
+}
+
+
 use_style()
