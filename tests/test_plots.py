@@ -122,7 +122,8 @@ def texts_of(figure):
 
 
 @pytest.mark.parametrize("build", NETWORKS)
-def test_the_drawing_of_a_network_has_what_its_summary_has(build):
+def test_the_drawing_of_a_network_has_what_its_summary_has(build, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")  # or the summary would be cut to the terminal's width
     model = build()
     summary = []
     model.summary(print_fn=lambda text, **_: summary.append(text), line_length=120)
@@ -133,9 +134,9 @@ def test_the_drawing_of_a_network_has_what_its_summary_has(build):
     words = [text.get_text() for text in texts_of(plots.network(model))]
     shape = words[1]
     for name, numbers, parameters in in_summary:
-        words = words[words.index(name) :]
-        row = list(itertools.takewhile(lambda word: not hasattr(layers, word), words[1:]))
-        new_shape = " × ".join(f"{int(n):,}" for n in numbers.split(","))
+        words = words[words.index(name) + 1 :]
+        row = list(itertools.takewhile(lambda word: not hasattr(layers, word), words))
+        new_shape = " \N{MULTIPLICATION SIGN} ".join(f"{int(n):,}" for n in numbers.split(","))
         assert new_shape in row or new_shape == shape, "a shape is shown where it changes"
         assert parameters == "0" or parameters in row
         shape = new_shape
