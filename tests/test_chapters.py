@@ -18,11 +18,11 @@ EXPLAINING = [name for name in CHAPTERS if name not in ("lab", "status")]  # the
 ALLOWED = {
     # The level of intervals and tests, by convention; what an exercise or an example supposes.
     "accuracy": {"5%", "80%", "95%", "100%", "99%", "99.0%", "99.1%", "0.5%"},
-    "batchnorm": {"10 %", "1 %"},  # a guess among ten classes; a share that is asked for
-    "dropout": {"5 %"},  # a share that is asked for
-    "fully_connected": {"60 %", "90 %"},  # borders of groups in an exercise
-    "index": {"99 %"},
-    "minibatches": {"99 %"},
+    "batchnorm": {"10%", "1%"},  # a guess among ten classes; a share that is asked for
+    "dropout": {"5%"},  # a share that is asked for
+    "fully_connected": {"60%", "90%"},  # borders of groups in an exercise
+    "index": {"99%"},
+    "minibatches": {"99%"},
     # Of the test of a difference, by convention; what a figure leaves out.
     "tuning": {"5%", "80%", "95%", "60%"},
 }
