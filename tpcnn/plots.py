@@ -1,4 +1,4 @@
-"""Every figure that the chapters draw more than once, and the drawing of a network, in one style."""
+"""Every figure that chapters draw more than once, and the drawing of a network, in one style."""
 
 import io
 import sys
