@@ -1,5 +1,6 @@
 """What the chapters write from scratch, taken from their cells, against Keras on random inputs."""
 
+import functools
 import linecache
 import re
 
@@ -51,6 +52,19 @@ def test_the_convolution_of_one_filter(rng):
     by_keras = layer(image[np.newaxis, :, :, np.newaxis])[0, :, :, 0]
     by_hand = defined_in("convolution", "convolve")(image, layer.get_weights()[0][:, :, 0, 0])
     np.testing.assert_allclose(by_hand, by_keras, atol=1e-5)
+
+
+@pytest.mark.parametrize(("freedom", "printed"), [(2, 4.303), (4, 2.776), (14, 2.145), (30, 2.042)])
+def test_the_factors_of_the_t_distribution_are_those_of_printed_tables(freedom, printed):
+    factor = defined_in("accuracy", "factor", functools=functools)
+    assert factor(freedom) == pytest.approx(printed, abs=0.002)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.99, 1.0])
+@pytest.mark.parametrize("n", [20, 100, 10000])
+def test_the_ends_of_the_wilson_interval_are_as_far_as_they_may_be(share, n):
+    for end in defined_in("accuracy", "wilson")(share, n):
+        assert abs(share - end) == pytest.approx(1.96 * np.sqrt(end * (1 - end) / n), abs=1e-8)
 
 
 def test_batch_normalisation(rng):
