@@ -282,7 +282,10 @@ def confusion_matrix(
     axis.set_yticks(range(n), class_names)
     axis.set(xlabel="predicted class", ylabel="true class")
     axis.spines[:].set_visible(True)
-    figure.colorbar(shades, ax=axis, label="mistakes (images)", format="%d", shrink=0.8)
+    bar = figure.colorbar(shades, ax=axis, label="mistakes (images)", shrink=0.8)
+    ticks = [n for n in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if n <= max(2, mistakes.max())]
+    bar.set_ticks(ticks, labels=[f"{n:,}" for n in ticks])
+    bar.ax.minorticks_off()
     return figure
 
 
