@@ -1,5 +1,6 @@
 """What the chapters write from scratch, taken from their cells, against Keras on random inputs."""
 
+import functools
 import linecache
 import re
 
@@ -9,14 +10,16 @@ import pytest
 import tensorflow as tf
 from conftest import code_cells
 
+import tpcnn
+
 SEEDS = range(3)
 
 
 def defined_in(chapter: str, function: str, **names):
-    """Return a function as a cell of the chapter defines it; `names` are what the cell uses."""
+    """Return a function or class as a cell of the chapter defines it; `names` are what it uses."""
     for _, code in code_cells(chapter):
         for definition in re.split(r"\n{3,}", code):
-            if f"def {function}(" in definition:
+            if re.search(rf"(?m)^(def|class) {function}\b", definition):
                 names = {"np": np, "tf": tf, "keras": keras} | names
                 file = f"<{chapter}: {function}>"
                 # TensorFlow translates the source of a function, and looks for it here.
@@ -49,6 +52,19 @@ def test_the_convolution_of_one_filter(rng):
     by_keras = layer(image[np.newaxis, :, :, np.newaxis])[0, :, :, 0]
     by_hand = defined_in("convolution", "convolve")(image, layer.get_weights()[0][:, :, 0, 0])
     np.testing.assert_allclose(by_hand, by_keras, atol=1e-5)
+
+
+@pytest.mark.parametrize(("freedom", "printed"), [(2, 4.303), (4, 2.776), (14, 2.145), (30, 2.042)])
+def test_the_factors_of_the_t_distribution_are_those_of_printed_tables(freedom, printed):
+    factor = defined_in("accuracy", "factor", functools=functools)
+    assert factor(freedom) == pytest.approx(printed, abs=0.002)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.99, 1.0])
+@pytest.mark.parametrize("n", [20, 100, 10000])
+def test_the_ends_of_the_wilson_interval_are_as_far_as_they_may_be(share, n):
+    for end in defined_in("accuracy", "wilson")(share, n):
+        assert abs(share - end) == pytest.approx(1.96 * np.sqrt(end * (1 - end) / n), abs=1e-8)
 
 
 def test_batch_normalisation(rng):
@@ -119,3 +135,40 @@ def test_an_epoch_of_mini_batches_with_a_smaller_last_one(rng):
     theirs.fit(x, y, batch_size=16, shuffle=False, verbose=0)
     for by_hand, by_keras in zip(ours.get_weights(), theirs.get_weights(), strict=True):
         np.testing.assert_allclose(by_hand, by_keras, atol=1e-5)
+
+
+def test_the_trainer_of_the_page_is_that_of_the_module(rng):
+    layers = [keras.layers.Dense(6), keras.layers.BatchNormalization(), keras.layers.ReLU()]
+    ours = keras.Sequential([keras.Input((5,)), *layers, keras.layers.Dense(3, "softmax")])
+    theirs = keras.models.clone_model(ours)
+    theirs.set_weights(ours.get_weights())
+    x, y = rng.normal(size=(50, 5)).astype("float32"), rng.integers(3, size=50)
+    loss_function = keras.losses.SparseCategoricalCrossentropy()
+
+    by_page = defined_in("trainer", "Trainer")(ours, loss_function, keras.optimizers.SGD(0.1))
+    history = by_page.fit(x, y, x[:20], y[:20], epochs=3, batch_size=16, shuffle=False)
+    by_module = tpcnn.Trainer(theirs, loss_function, keras.optimizers.SGD(0.1))
+    by_module.fit(x, y, x[:20], y[:20], 3, batch_size=16, shuffle=False, verbose=False)
+    for page, module in zip(ours.get_weights(), theirs.get_weights(), strict=True):
+        np.testing.assert_allclose(page, module, atol=1e-5)
+    for name, values in by_module.history.items():
+        np.testing.assert_allclose(history[name], values, atol=1e-5)
+    np.testing.assert_allclose(by_page.predict(x, 7), by_module.predict(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("hidden", [1, 17])
+def test_backpropagation_through_two_layers(rng, hidden):
+    model = keras.Sequential(
+        [keras.Input((9,)), keras.layers.Dense(hidden, "relu"), keras.layers.Dense(4, "softmax")]
+    )
+    for weights in model.trainable_variables:
+        weights.assign(rng.normal(size=weights.shape))
+    x, y = rng.normal(size=(20, 9)).astype("float32"), rng.integers(4, size=20)
+    with tf.GradientTape() as tape:
+        loss = keras.losses.SparseCategoricalCrossentropy()(y, model(x))
+    by_tape = tape.gradient(loss, model.trainable_variables)
+    softmax = defined_in("fully_connected", "softmax")
+    forward = defined_in("fully_connected", "forward", softmax=softmax)
+    backward = defined_in("fully_connected", "backward", forward=forward)
+    for by_hand, automatic in zip(backward(x, y, *model.get_weights()), by_tape, strict=True):
+        np.testing.assert_allclose(by_hand, automatic, atol=1e-5)

@@ -113,6 +113,7 @@ NETWORKS = [
     tpcnn.build_cnn,
     tpcnn.build_fashion_cnn,
     lambda: keras.Sequential([keras.Input((7,)), layers.Dense(12000), layers.Dense(1)]),
+    lambda: keras.Sequential([keras.Input((28, 28, 1)), *tpcnn.build_fc().layers[1:]]),
     functional,
 ]
 

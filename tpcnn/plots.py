@@ -1,4 +1,4 @@
-"""Every figure that the chapters draw more than once, in one style."""
+"""Every figure that chapters draw more than once, and the drawing of a network, in one style."""
 
 import io
 import sys
@@ -371,18 +371,20 @@ def _layers_in_a_row(model) -> tuple[tuple, list[tuple]]:
             "model: expected one with a known input shape, got one without. "
             "Begin its layers with keras.Input((28, 28, 1)), for example."
         )
+    first = shape = tuple(model.inputs[0].shape)
     tensor, rows = model.inputs[0], []
     for layer in model.layers:
         if type(layer).__name__ == "InputLayer":
             continue
-        if layer.input is not tensor:
+        # The layers of a Sequential always follow each other, though other models may share them.
+        if type(model).__name__ != "Sequential" and layer.input is not tensor:
             raise ValueError(
                 f"model: expected layers that follow each other, but {layer.name!r} does not take "
                 "what the layer before it gives. Draw it with keras.utils.plot_model."
             )
-        rows.append((layer, tuple(layer.output.shape[1:]), tuple(tensor.shape[1:])))
-        tensor = layer.output
-    return tuple(model.inputs[0].shape[1:]), rows
+        before, shape, tensor = shape, tuple(layer.compute_output_shape(shape)), layer.output
+        rows.append((layer, shape[1:], before[1:]))
+    return first[1:], rows
 
 
 def _in_words(shape: tuple) -> str:
