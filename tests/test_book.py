@@ -66,6 +66,22 @@ def test_a_chapter_has_its_outputs_and_wrote_nothing_to_stderr(executed, chapter
         assert output.get("name") != "stderr", output.get("text")
 
 
+def test_the_ablation_is_that_of_the_build(html, executed):
+    """What the page says of an ingredient is what its table has, and the table what was trained."""
+    outputs = [output for cell in executed["fully_connected"].cells for output in cell.outputs]
+    printed = [output.get("text", "") for output in outputs]
+    (table,) = [text for text in printed if "added to plain" in text]
+    number = r"[+-]\d+\.\d\d ± \d+\.\d\d"
+    rows = re.findall(rf"(?m)^(\w[\w ]+?) +({number}) +({number}) +\d+\.\ds$", table)
+    assert len(rows) == 6
+    page = html_text((html / "fully_connected.html").read_text())
+    (reading,) = re.findall(r"How to read it\. A mark whose bar .+", page)
+    quoted = re.findall(number, reading.replace("−", "-"))  # noqa: RUF001
+    in_table = {value for _, *values in rows for value in values}
+    assert len(quoted) >= 3
+    assert set(quoted) <= in_table
+
+
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_no_debris_in_a_page(html, chapter):
     page = (html / f"{chapter}.html").read_text()

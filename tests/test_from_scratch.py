@@ -137,6 +137,42 @@ def test_an_epoch_of_mini_batches_with_a_smaller_last_one(rng):
         np.testing.assert_allclose(by_hand, by_keras, atol=1e-5)
 
 
+def test_the_mini_batch_optimizers(rng):
+    """Momentum and Adam over many steps, with gradients of very different sizes."""
+    zeros = np.zeros((5, 3))
+    for _ in range(3):
+        rate, beta = rng.uniform(0.001, 0.1), rng.uniform(0.5, 0.99)
+        betas = {"beta_1": rng.uniform(0.5, 0.95), "beta_2": rng.uniform(0.9, 0.9999)}
+        epsilon = 10 ** rng.uniform(-8, -3)
+        cases = [
+            ("momentum", zeros, {"beta": beta}, keras.optimizers.SGD(rate, momentum=beta)),
+            (
+                "adam",
+                (0, zeros, zeros),
+                {**betas, "epsilon": epsilon},
+                keras.optimizers.Adam(rate, **betas, epsilon=epsilon),
+            ),
+        ]
+        gradients = rng.normal(size=(100, 5, 3)) * 10 ** rng.uniform(-4, 1, size=(5, 3))
+        for name, memory, settings, optimizer in cases:
+            rule = defined_in("minibatches", name)
+            by_hand, by_keras = zeros, keras.Variable(zeros, dtype="float32")
+            for gradient in gradients.astype("float32"):
+                step, memory = rule(gradient, memory, rate, **settings)
+                by_hand = by_hand + step
+                optimizer.apply([tf.constant(gradient)], [by_keras])
+                np.testing.assert_allclose(by_hand, by_keras, rtol=1e-3, atol=1e-4)
+
+
+def test_plain_descent(rng):
+    gradient, rate = rng.normal(size=(5, 3)), rng.uniform(0.001, 0.1)
+    step, memory = defined_in("minibatches", "plain")(gradient, "kept", rate)
+    by_keras = keras.Variable(np.zeros((5, 3)), dtype="float32")
+    keras.optimizers.SGD(rate).apply([tf.constant(gradient, tf.float32)], [by_keras])
+    np.testing.assert_allclose(step, by_keras, atol=1e-6)
+    assert memory == "kept"
+
+
 def test_the_trainer_of_the_page_is_that_of_the_module(rng):
     layers = [keras.layers.Dense(6), keras.layers.BatchNormalization(), keras.layers.ReLU()]
     ours = keras.Sequential([keras.Input((5,)), *layers, keras.layers.Dense(3, "softmax")])
