@@ -80,6 +80,28 @@ def test_batch_normalisation(rng):
     np.testing.assert_allclose(in_training, layer(z, training=True), atol=1e-4)
 
 
+def test_layer_normalisation(rng):
+    batch_norm = defined_in("batchnorm", "batch_norm")
+    layer_norm = defined_in("batchnorm", "layer_norm", batch_norm=batch_norm)
+    layer = keras.layers.LayerNormalization()
+    layer.build((None, 6))
+    layer.set_weights([rng.uniform(0.5, 2, size=6) for _ in range(2)])
+    z = rng.normal(1, 3, size=(32, 6)).astype("float32")
+    np.testing.assert_allclose(layer_norm(z, *layer.get_weights()), layer(z), atol=1e-4)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3])
+def test_group_normalisation(rng, groups):
+    batch_norm = defined_in("batchnorm", "batch_norm")
+    layer_norm = defined_in("batchnorm", "layer_norm", batch_norm=batch_norm)
+    group_norm = defined_in("batchnorm", "group_norm", layer_norm=layer_norm)
+    layer = keras.layers.GroupNormalization(groups)
+    layer.build((None, 6))
+    layer.set_weights([rng.uniform(0.5, 2, size=6) for _ in range(2)])
+    z = rng.normal(1, 3, size=(32, 6)).astype("float32")
+    np.testing.assert_allclose(group_norm(z, groups, *layer.get_weights()), layer(z), atol=1e-4)
+
+
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
 def test_dropout(rng, rate):
     x = rng.uniform(1, 2, size=(200, 50)).astype("float32")
