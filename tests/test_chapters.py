@@ -18,7 +18,6 @@ EXPLAINING = [name for name in CHAPTERS if name not in ("lab", "status")]  # the
 ALLOWED = {
     # The level of intervals and tests, by convention; what an exercise or an example supposes.
     "accuracy": {"5%", "80%", "95%", "99.75%", "100%", "99%", "99.0%", "99.1%", "0.5%"},
-    "batchnorm": {"10%", "1%"},  # a guess among ten classes; a share that is asked for
     "cnn": {"99%"},  # a heading, which a cell asserts
     "dropout": {"5%"},  # a share that is asked for
     "fully_connected": {"60%", "90%"},  # borders of groups in an exercise
