@@ -100,6 +100,17 @@ def test_a_format_that_the_user_has_chosen_before_is_left():
     assert is_sharp_picture(shown)
 
 
+class Adjustable(layers.Dropout):
+    """A layer of the reader's own, as in the chapter on dropout."""
+
+    compute_output_shape = layers.Layer.compute_output_shape
+
+
+def with_a_layer_of_its_own():
+    stack = [keras.Input((28, 28, 1)), layers.Flatten(), layers.Dense(9), Adjustable(0.2)]
+    return keras.Sequential([*stack, layers.Dense(10)])
+
+
 def functional():
     images = keras.Input((20, 12, 3))
     maps = layers.AveragePooling2D(2)(layers.Conv2D(5, 3, strides=2)(images))
@@ -115,6 +126,7 @@ NETWORKS = [
     lambda: keras.Sequential([keras.Input((7,)), layers.Dense(12000), layers.Dense(1)]),
     lambda: keras.Sequential([keras.Input((28, 28, 1)), *tpcnn.build_fc().layers[1:]]),
     functional,
+    with_a_layer_of_its_own,
 ]
 
 

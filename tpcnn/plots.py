@@ -374,7 +374,7 @@ def _layers_in_a_row(model) -> tuple[tuple, list[tuple]]:
             "model: expected one with a known input shape, got one without. "
             "Begin its layers with keras.Input((28, 28, 1)), for example."
         )
-    first = shape = tuple(model.inputs[0].shape)
+    first = shape = tuple(model.inputs[0].shape[1:])
     tensor, rows = model.inputs[0], []
     for layer in model.layers:
         if type(layer).__name__ == "InputLayer":
@@ -385,9 +385,9 @@ def _layers_in_a_row(model) -> tuple[tuple, list[tuple]]:
                 f"model: expected layers that follow each other, but {layer.name!r} does not take "
                 "what the layer before it gives. Draw it with keras.utils.plot_model."
             )
-        before, shape, tensor = shape, tuple(layer.compute_output_shape(shape)), layer.output
-        rows.append((layer, shape[1:], before[1:]))
-    return first[1:], rows
+        before, shape, tensor = shape, tuple(layer.output.shape[1:]), layer.output
+        rows.append((layer, shape, before))
+    return first, rows
 
 
 def _in_words(shape: tuple) -> str:
