@@ -58,14 +58,14 @@ def accuracy(step: str, trainer, x_test, y_test) -> None:
         )
     probabilities, error = run(trainer.predict, x_test)
     if error:
-        raise raised("predict", error, Section.PREDICT)
+        raise raised("predict", error, Section.USE)
     probabilities, y_test = np.asarray(probabilities), np.asarray(y_test)
     if probabilities.ndim != 2 or len(probabilities) != len(y_test):
         raise Mistake(
             f"predict returns shape {probabilities.shape} for {len(y_test)} test images; "
             f"expected ({len(y_test)}, {CLASSES}).",
             "Without one row per image there is no accuracy. Run checks.predict(Trainer) first.",
-            Section.PREDICT,
+            Section.USE,
         )
     _find_no_probabilities(probabilities, TRAINING[step])
     reached = float(np.mean(probabilities.argmax(axis=1) == y_test))

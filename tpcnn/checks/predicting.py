@@ -31,7 +31,7 @@ def predict(trainer_class) -> None:
         raise Mistake(
             "your Trainer has no method predict(x).",
             "Look for a misspelt name, or a wrong indentation.",
-            Section.PREDICT,
+            Section.USE,
         )
     weights = watched.model.get_weights()
     x, _ = images(FEW)
@@ -51,7 +51,7 @@ def predict(trainer_class) -> None:
         raise Mistake(
             "predict changes the model.",
             "Who only asks for predictions must get the same ones each time.",
-            Section.PREDICT,
+            Section.USE,
         )
 
     x, _ = images(MANY)
@@ -64,7 +64,7 @@ def predict(trainer_class) -> None:
             "Each layer keeps its numbers for all images at the same time: with a large network "
             "and the whole test set, the memory of a GPU runs out. Go through the images batch by "
             "batch and join the answers with tf.concat.",
-            Section.PREDICT,
+            Section.USE,
         )
     right = np.concatenate(
         [watched.model(part, training=False).numpy() for part in np.array_split(x, 10)]
@@ -83,20 +83,20 @@ def _answer(watched, x):
         raise Mistake(
             "predict computes and returns nothing (None): its `return` is missing.",
             "Whoever calls it gets no probabilities. End it with return ...",
-            Section.PREDICT,
+            Section.USE,
         )
     if is_blank(error) or (not error and answer is None):
-        raise blank("predict", Section.PREDICT)
+        raise blank("predict", Section.USE)
     if answer is Ellipsis:
-        raise blank("predict", Section.PREDICT)
+        raise blank("predict", Section.USE)
     if error:
-        raise raised("predict", error, Section.PREDICT)
+        raise raised("predict", error, Section.USE)
     if isinstance(answer, list) and {np.ndim(part) for part in answer} == {2}:
         raise Mistake(
             "predict has the wrong shape: it returns a list of batches.",
             f"Whoever calls it expects one array, shape (n, {CLASSES}): join the batches with "
             "tf.concat.",
-            Section.PREDICT,
+            Section.USE,
         )
     return np.asarray(answer)
 
@@ -114,7 +114,7 @@ def _find_wrong_shape(answer, n):
             "probabilities.",
             "You could no longer see how sure the network is. Return all ten probabilities; "
             "whoever needs the class takes np.argmax(..., axis=1).",
-            Section.PREDICT,
+            Section.USE,
         )
     if answer.ndim == 2 and answer.shape[1] == CLASSES and len(answer) < n:
         effect = "Images are without an answer: go on to the last batch, which may be smaller."
@@ -123,7 +123,7 @@ def _find_wrong_shape(answer, n):
     raise Mistake(
         f"predict has the wrong shape: {answer.shape} for {n} images, expected ({n}, {CLASSES}).",
         effect,
-        Section.PREDICT,
+        Section.USE,
     )
 
 
@@ -140,16 +140,16 @@ def _find_wrong_values(answer, right) -> bool:
             "predict returns the answers in the wrong order.",
             "They no longer belong to the images: the accuracy looks like that of a guess. Leave "
             "out any shuffling, and join the batches in the order in which you cut them.",
-            Section.PREDICT,
+            Section.USE,
         )
     if np.array_equal(answer, answer.astype(int)):
         raise Mistake(
             "predict returns whole numbers and not probabilities.",
             "You could no longer see how sure the network is. Return what softmax gives.",
-            Section.PREDICT,
+            Section.USE,
         )
     raise Mistake(
         "predict returns other numbers than the probabilities that the model gives.",
         "Return the outputs of self.model(x, training=False) as they are.",
-        Section.PREDICT,
+        Section.USE,
     )
