@@ -130,6 +130,7 @@ def test_gpu_check_fails_in_one_line(tmp_path, device, accuracy, gpu, said):
     assert said in complained and complained.count("\n") == 1
 
 
+# With a GPU the command would build the whole book, and that is what it is for.
 @pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="this machine has a GPU")
 def test_gpu_check_without_a_gpu_stops_at_once():
     ended = subprocess.run(["make", "gpu-check"], cwd=ROOT, capture_output=True, text=True)

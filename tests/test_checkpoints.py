@@ -499,7 +499,7 @@ class Secretive(keras.Model):
         return self.dense(self.dropout(self.flatten(x), training=training))
 
     def get_config(self):
-        raise NotImplementedError
+        raise NotImplementedError  # as many models of readers do, which must be kept all the same
 
 
 def test_a_model_that_cannot_be_compared_is_said_to_be_so(tmp_path):
@@ -560,7 +560,7 @@ def test_what_is_no_folder_is_named(folder, message):
 
 
 def test_a_folder_stays_where_it_is_when_the_program_goes_elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path)  # and back to where the other tests expect to be
     elsewhere = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: os.chdir("/"))
     fit("run", 2, callbacks=[elsewhere])
     assert newest(tmp_path / "run").name == "epoch-000002.ckpt"
