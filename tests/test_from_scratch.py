@@ -36,22 +36,66 @@ def rng(request):
     return np.random.default_rng(request.param)
 
 
-@pytest.mark.parametrize("padding", ["valid", "same"])
+def random_settings(rng):
+    """Yield image shapes, sizes of the window (even ones too), paddings and strides."""
+    for _ in range(8):
+        size, padding, stride = rng.integers([1, 0, 1], [6, 3, 4])
+        height, width = rng.integers(size, size + 8, size=2)  # the window fits in
+        yield (2, height, width, rng.integers(1, 5)), int(size), int(padding), int(stride)
+
+
+@pytest.mark.parametrize("function", ["layer_by_loops", "convolutional_layer"])
+def test_the_convolutional_layer_with_padding_and_stride(rng, function):
+    by_hand = defined_in("convolution", function)
+    places = defined_in("convolution", "places")
+    for shape, size, padding, stride in random_settings(rng):
+        layer = keras.layers.Conv2D(4, size, stride, bias_initializer="normal")
+        x = rng.normal(size=shape).astype("float32")
+        by_keras = layer(keras.layers.ZeroPadding2D(padding)(x))
+        ours = by_hand(x, *layer.get_weights(), padding, stride)
+        np.testing.assert_allclose(ours, by_keras, atol=1e-5)
+        assert ours.shape[1:3] == tuple(places(n, size, padding, stride) for n in shape[1:3])
+
+
 @pytest.mark.parametrize("size", [1, 3, 5])
-def test_the_convolutional_layer(rng, padding, size):
-    layer = keras.layers.Conv2D(4, size, padding=padding, bias_initializer="normal")
+def test_the_padding_that_keeps_the_size_is_that_of_keras(rng, size):
+    layer = keras.layers.Conv2D(4, size, padding="same", bias_initializer="normal")
     x = rng.normal(size=(2, 9, 7, 3)).astype("float32")
     by_keras = layer(x)
-    by_hand = defined_in("convolution", "convolutional_layer")(x, *layer.get_weights(), padding)
-    np.testing.assert_allclose(by_hand, by_keras, atol=1e-5)
+    by_hand = defined_in("convolution", "convolutional_layer")
+    ours = by_hand(x, *layer.get_weights(), padding=(size - 1) // 2)
+    np.testing.assert_allclose(ours, by_keras, atol=1e-5)
+
+
+def test_the_uneven_padding_of_keras(rng):
+    by_hand = defined_in("convolution", "convolutional_layer")
+    same_padding = defined_in("convolution", "same_padding")
+    for shape, size, _, stride in random_settings(rng):
+        layer = keras.layers.Conv2D(4, size, stride, padding="same", bias_initializer="normal")
+        x = rng.normal(size=shape).astype("float32")
+        by_keras = layer(x)
+        zeros = [same_padding(n, size, stride) for n in shape[1:3]]
+        padded = np.pad(x, [(0, 0), *zeros, (0, 0)])
+        ours = by_hand(padded, *layer.get_weights(), 0, stride)
+        np.testing.assert_allclose(ours, by_keras, atol=1e-5)
 
 
 def test_the_convolution_of_one_filter(rng):
-    image = rng.normal(size=(9, 7)).astype("float32")
-    layer = keras.layers.Conv2D(1, 3, use_bias=False)
-    by_keras = layer(image[np.newaxis, :, :, np.newaxis])[0, :, :, 0]
-    by_hand = defined_in("convolution", "convolve")(image, layer.get_weights()[0][:, :, 0, 0])
-    np.testing.assert_allclose(by_hand, by_keras, atol=1e-5)
+    convolve = defined_in("convolution", "convolve")
+    for shape, size, _, _ in random_settings(rng):
+        image = rng.normal(size=shape[1:3]).astype("float32")
+        layer = keras.layers.Conv2D(1, size, use_bias=False)
+        by_keras = layer(image[np.newaxis, :, :, np.newaxis])[0, :, :, 0]
+        by_hand = convolve(image, layer.get_weights()[0][:, :, 0, 0])
+        np.testing.assert_allclose(by_hand, by_keras, atol=1e-5)
+
+
+def test_max_pooling(rng):
+    by_hand = defined_in("convolution", "max_pool")
+    for shape, size, _, stride in random_settings(rng):
+        x = rng.normal(size=shape).astype("float32")
+        by_keras = keras.layers.MaxPooling2D(size, stride)(x)
+        np.testing.assert_array_equal(by_hand(x, size, stride), by_keras)
 
 
 @pytest.mark.parametrize(("freedom", "printed"), [(2, 4.303), (4, 2.776), (14, 2.145), (30, 2.042)])
