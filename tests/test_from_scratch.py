@@ -208,3 +208,65 @@ def test_backpropagation_through_two_layers(rng, hidden):
     backward = defined_in("fully_connected", "backward", forward=forward)
     for by_hand, automatic in zip(backward(x, y, *model.get_weights()), by_tape, strict=True):
         np.testing.assert_allclose(by_hand, automatic, atol=1e-5)
+
+
+def cnn_functions():
+    """Return what the chapter on the CNN computes by hand: the prediction, and the two maps."""
+    names = {"layers": keras.layers}
+    names |= {name: defined_in("cnn", name) for name in ("convolve", "pool")}
+    wanted = ("predict_by_hand", "occlusion", "grad_cam")
+    return [defined_in("cnn", name, **names) for name in wanted]
+
+
+def random_weights(model, rng):
+    """Give every weight a random number; what batch normalisation divides by is positive."""
+    for layer in model.layers:
+        new = [rng.normal(scale=0.3, size=weight.shape) for weight in layer.get_weights()]
+        if isinstance(layer, keras.layers.BatchNormalization):
+            new[3] = rng.uniform(0.5, 2, size=new[3].shape)
+        layer.set_weights(new)
+
+
+@pytest.mark.parametrize("build", [tpcnn.build_cnn, tpcnn.build_fc])
+def test_the_prediction_of_a_whole_network(rng, build):
+    model = build()
+    random_weights(model, rng)
+    x = rng.uniform(size=(5, 28, 28, 1)).astype("float32")
+    predict_by_hand, _, _ = cnn_functions()
+    np.testing.assert_allclose(predict_by_hand(model, x), model(x, training=False), atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [3, 7, 28])
+def test_an_occlusion_map(rng, size):
+    model = tpcnn.build_cnn(filters=2)
+    random_weights(model, rng)
+    image = rng.uniform(size=(28, 28, 1)).astype("float32")
+    _, occlusion, _ = cnn_functions()
+    falls = occlusion(model, image, 3, size)
+    assert falls.shape == (29 - size, 29 - size)
+    row, column = rng.integers(29 - size, size=2)
+    covered = image.copy()
+    covered[row : row + size, column : column + size] = 0
+    before, after = model(np.stack([image, covered]), training=False)[:, 3]
+    assert falls[row, column] == pytest.approx(float(before - after), abs=1e-5)
+
+
+def test_the_weights_of_grad_cam_are_the_slopes_of_the_sum(rng):
+    """Adding a little to one whole map changes the class's sum by its weight times the places."""
+    kernel = keras.layers.Conv2D(3, 3, padding="same")
+    stack = [keras.Input((28, 28, 1)), kernel, keras.layers.ReLU()]
+    stack += [keras.layers.Flatten(), keras.layers.Dense(10, "softmax")]
+    model = keras.Sequential(stack)
+    random_weights(model, rng)
+    image = rng.uniform(size=(28, 28, 1)).astype("float32")
+    maps = np.array(kernel(image[np.newaxis]))[0]
+
+    def score(maps):
+        weights, offset = model.layers[-1].get_weights()
+        return float(np.maximum(maps, 0).ravel() @ weights[:, 4] + offset[4])
+
+    small = 1e-2
+    worth = [(score(maps + small * np.eye(3)[k]) - score(maps)) / small / 28**2 for k in range(3)]
+    _, _, grad_cam = cnn_functions()
+    expected = np.maximum(0, maps @ np.array(worth))
+    np.testing.assert_allclose(grad_cam(model, image, 4), expected, atol=0.02)
