@@ -18,7 +18,7 @@ EXPLAINING = [name for name in CHAPTERS if name not in ("lab", "status")]  # the
 ALLOWED = {
     # The level of intervals and tests, by convention; what an exercise or an example supposes.
     "accuracy": {"5%", "80%", "95%", "99.75%", "100%", "99%", "99.0%", "99.1%", "0.5%"},
-    "cnn": {"99%"},  # a heading, which a cell asserts
+    "cnn": {"99%", "0.95%", "0.8%"},  # a heading, which a cell asserts; what LeNet-5 misread
     "dropout": {"5%"},  # a share that is asked for
     "fully_connected": {"60%", "90%"},  # borders of groups in an exercise
     "index": {"99%"},

@@ -252,3 +252,66 @@ def test_backpropagation_through_two_layers(rng, hidden):
     backward = defined_in("fully_connected", "backward", forward=forward)
     for by_hand, automatic in zip(backward(x, y, *model.get_weights()), by_tape, strict=True):
         np.testing.assert_allclose(by_hand, automatic, atol=1e-5)
+
+
+def cnn_functions():
+    """Return what the chapter on the CNN writes itself: the prediction, and the two maps."""
+    names = {"layers": keras.layers}
+    names |= {name: defined_in("cnn", name) for name in ("convolve", "pool", "score")}
+    wanted = ("predict_by_hand", "occlusion", "grad_cam")
+    return [defined_in("cnn", name, **names) for name in wanted]
+
+
+def random_weights(model, rng):
+    """Give every weight a random number; what batch normalisation divides by is positive."""
+    for layer in model.layers:
+        new = [rng.normal(scale=0.3, size=weight.shape) for weight in layer.get_weights()]
+        if isinstance(layer, keras.layers.BatchNormalization):
+            new[3] = rng.uniform(0.5, 2, size=new[3].shape)
+        layer.set_weights(new)
+
+
+@pytest.mark.parametrize("build", [tpcnn.build_cnn, tpcnn.build_fc])
+def test_the_prediction_of_a_whole_network(rng, build):
+    model = build()
+    random_weights(model, rng)
+    x = rng.uniform(size=(5, 28, 28, 1)).astype("float32")
+    predict_by_hand, _, _ = cnn_functions()
+    np.testing.assert_allclose(predict_by_hand(model, x), model(x, training=False), atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [3, 7, 28])
+def test_an_occlusion_map(rng, size):
+    model = tpcnn.build_cnn(filters=2)
+    model.layers[-1].activation = keras.activations.linear  # the scores are the output
+    random_weights(model, rng)
+    image = rng.uniform(size=(28, 28, 1)).astype("float32")
+    _, occlusion, _ = cnn_functions()
+    falls = occlusion(model, image, 3, size)
+    assert falls.shape == (29 - size, 29 - size)
+    for row, column in rng.integers(29 - size, size=(5, 2)):
+        covered = image.copy()
+        covered[row : row + size, column : column + size] = 0
+        before, after = np.array(model(np.stack([image, covered]), training=False))[:, 3]
+        assert falls[row, column] == pytest.approx(before - after, abs=1e-3)
+
+
+def test_grad_cam_weighs_each_map_with_the_mean_slope_of_the_score(rng):
+    """Slopes by differences: raise a whole map by a little, and see how far the score rises."""
+    kernel = keras.layers.Conv2D(3, 3, padding="same")
+    stack = [keras.Input((28, 28, 1)), kernel, keras.layers.ReLU()]
+    stack += [keras.layers.Flatten(), keras.layers.Dense(10, "softmax")]
+    model = keras.Sequential(stack)
+    random_weights(model, rng)
+    image = rng.uniform(size=(28, 28, 1)).astype("float32")
+    maps = np.array(kernel(image[np.newaxis]), dtype="float64")[0]
+    weights, offset = (table[..., 4].astype("float64") for table in model.layers[-1].get_weights())
+
+    def score(maps):
+        return np.maximum(maps, 0).ravel() @ weights + offset
+
+    small = 1e-7
+    worth = [(score(maps + small * np.eye(3)[k]) - score(maps)) / small / 28**2 for k in range(3)]
+    _, _, grad_cam = cnn_functions()
+    expected = np.maximum(0, maps @ np.array(worth))
+    np.testing.assert_allclose(grad_cam(model, image, 4), expected, atol=1e-4)
