@@ -315,3 +315,56 @@ def test_grad_cam_weighs_each_map_with_the_mean_slope_of_the_score(rng):
     _, _, grad_cam = cnn_functions()
     expected = np.maximum(0, maps @ np.array(worth))
     np.testing.assert_allclose(grad_cam(model, image, 4), expected, atol=1e-4)
+def test_the_recorded_training_is_that_of_keras_with_momentum_and_a_rate_that_falls_to_zero(rng):
+    network = keras.Sequential([keras.Input((6,)), keras.layers.Dense(3)])
+    network.build((None, 6))
+    loss_function = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    train = defined_in("fashion", "recorded_training", loss_function=loss_function)(network)
+    x, y = rng.normal(size=(20, 6)).astype("float32"), rng.integers(0, 3, 20, dtype="int32")
+    batches = rng.integers(0, 20, (8, 5), dtype="int32")
+    start = network.get_weights()
+    for _ in range(2):  # the second run must not begin with the velocities of the first
+        network.set_weights(start)
+        train(x, y, batches, np.float32(0.2))
+    by_hand = network.get_weights()
+
+    network.set_weights(start)
+    falling = keras.optimizers.schedules.PolynomialDecay(0.2, 8, 0.0)
+    network.compile(keras.optimizers.SGD(falling, momentum=0.9), loss_function)
+    for batch in batches:
+        network.train_on_batch(x[batch], y[batch])
+    for ours, theirs in zip(by_hand, network.get_weights(), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_new_statistics_are_those_of_the_images(rng):
+    layers = [keras.Input((4,)), keras.layers.Dense(5), keras.layers.BatchNormalization()]
+    network = keras.Sequential(layers)
+    x = rng.normal(1, 3, size=(50, 4)).astype("float32")
+    renewed = defined_in("fashion", "with_new_statistics")(network, network.get_weights(), x)
+    sums = np.array(renewed.layers[0](x))
+    np.testing.assert_allclose(renewed.layers[1].moving_mean, sums.mean(axis=0), atol=1e-4)
+    np.testing.assert_allclose(renewed.layers[1].moving_variance, sums.var(axis=0), rtol=1e-3)
+    np.testing.assert_allclose(renewed(x, training=False), renewed(x, training=True), atol=1e-3)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_a_temperature_divides_the_logits(rng, temperature):
+    logits = rng.normal(0, 2, size=(50, 10))
+    cooled = defined_in("fashion", "with_temperature")(
+        np.array(keras.ops.softmax(logits)), temperature
+    )
+    by_keras = keras.ops.softmax(logits / temperature)
+    np.testing.assert_allclose(cooled, by_keras, atol=1e-4)
+
+
+def test_the_calibration_error_is_the_mean_gap_of_ten_groups(rng):
+    claims = np.sort(rng.uniform(0.5, 1, 100))
+    probabilities = np.stack([claims, 1 - claims], axis=1)
+    labels = rng.integers(0, 2, 100)
+    gaps = [
+        abs(claims[i : i + 10].mean() - np.mean(labels[i : i + 10] == 0)) for i in range(0, 100, 10)
+    ]
+    by_groups = defined_in("fashion", "claimed_and_delivered")
+    error = defined_in("fashion", "calibration_error", claimed_and_delivered=by_groups)
+    assert error(probabilities, labels) == pytest.approx(100 * np.mean(gaps))
