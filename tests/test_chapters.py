@@ -22,6 +22,7 @@ ALLOWED = {
     "dropout": {"5%"},  # a share that is asked for
     "fully_connected": {"60%", "90%"},  # borders of groups in an exercise
     "index": {"99%"},
+    "scaling": {"50%", "80%"},  # efficiencies that the reader asks for
     # Of the test of a difference, by convention; what a figure leaves out.
     "tuning": {"5%", "80%", "95%", "60%"},
 }

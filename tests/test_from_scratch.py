@@ -368,3 +368,29 @@ def test_the_calibration_error_is_the_mean_gap_of_ten_groups(rng):
     by_groups = defined_in("fashion", "claimed_and_delivered")
     error = defined_in("fashion", "calibration_error", claimed_and_delivered=by_groups)
     assert error(probabilities, labels) == pytest.approx(100 * np.mean(gaps))
+@pytest.mark.parametrize("workers", [2, 3, 5])
+@pytest.mark.parametrize("size", [1, 7, 30])
+def test_the_ring_all_reduce(rng, workers, size):
+    """Also where the gradient has fewer numbers than there are workers, or chunks of two sizes."""
+    gradients = rng.normal(size=(workers, size))
+    reduced, sent = defined_in("scaling", "ring_all_reduce")(gradients)
+    for result in reduced:
+        np.testing.assert_allclose(result, gradients.sum(axis=0))
+    chunk = -(-size // workers)
+    assert np.all(sent <= 2 * (workers - 1) * chunk)
+    assert sent.sum() == 2 * (workers - 1) * size
+
+
+def test_the_smallest_batch_for_an_efficiency(rng):
+    """The formula that the page solves for the batch, put back into the time of a step."""
+    for _ in range(20):
+        costs = {"fixed_cost": rng.uniform(0, 0.1), "cost_per_image": rng.uniform(1e-5, 1e-2)}
+        network = rng.uniform(1e-6, 1e-2), rng.uniform(1e6, 1e10), int(rng.integers(1, 50))
+        exchange_seconds = defined_in("scaling", "exchange_seconds", G=rng.uniform(1e3, 1e9))
+        names = costs | {"exchange_seconds": exchange_seconds}
+        faster, efficiency = rng.uniform(0.1, 100), rng.uniform(0.5, 0.99)
+        smallest_batch = defined_in("scaling", "smallest_batch", **names)
+        step_seconds = defined_in("scaling", "step_seconds", **names)
+        batch = smallest_batch(efficiency, *network, faster=faster)
+        one, two = (step_seconds(n, batch, *network, faster=faster) for n in (1, 2))
+        assert one / (2 * two) == pytest.approx(efficiency)
