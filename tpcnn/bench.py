@@ -166,39 +166,14 @@ def matrix_product(size: int = 2048) -> Callable[[], None]:
     return lambda: float(product())
 
 
-def peak(repetitions: int = 5, size: int = 2048) -> float:
-    """Return the operations per second of a large matrix product, the best of some.
+def array_sum(numbers: int = 2**26) -> Callable[[], None]:
+    """Return a function that adds one float32 array of so many numbers to another.
 
-    It stands for the level part of the roofline (Williams, Waterman and Patterson 2009).
-
-    Args:
-        repetitions: how often it is timed.
-        size: rows and columns of the two float32 matrices.
-
-    Returns:
-        Additions and multiplications per second.
-    """
-    timing = interleaved({"product": matrix_product(size)}, repetitions)["product"]
-    return 2 * size**3 / min(timing["seconds"])
-
-
-def bandwidth(repetitions: int = 5, numbers: int = 2**26) -> float:
-    """Return the bytes per second at which one array is added to another, the best of some.
-
-    Two arrays are read and one is written. They are larger than a processor's caches. It stands
-    for the slanted part of the roofline.
-
-    Args:
-        repetitions: how often it is timed.
-        numbers: the length of the two float32 arrays.
-
-    Returns:
-        Bytes per second.
+    It reads two arrays and writes one. By default they are larger than most processors' caches.
     """
     total, other = tf.Variable(tf.zeros(numbers)), tf.ones(numbers)
     add = tf.function(lambda: total.assign_add(other)[0])
-    timing = interleaved({"add": lambda: float(add())}, repetitions)["add"]
-    return 3 * 4 * numbers / min(timing["seconds"])
+    return lambda: float(add())
 
 
 def training_operations(model: keras.Model) -> int:
@@ -222,24 +197,6 @@ def _operations(layer: keras.layers.Layer) -> int:
     if isinstance(layer, keras.layers.Dense):
         return 2 * math.prod(layer.kernel.shape)
     return 0
-
-
-def training_bytes(model: keras.Model, batch_size: int) -> int:
-    """Return the bytes of a training step, if nothing stayed in a cache.
-
-    Each layer reads its input and writes its output, three times as much in all with the way
-    back. Each weight is read twice; its gradient is written and read; Adam reads and writes it
-    together with its two averages.
-
-    Args:
-        model: as for `training_operations`; its numbers are float32.
-        batch_size: images per step.
-    """
-    numbers = sum(
-        math.prod(layer.input.shape[1:]) + math.prod(layer.output.shape[1:])
-        for layer in model.layers
-    )
-    return 4 * (3 * batch_size * numbers + 10 * model.count_params())
 
 
 def steps_on_device(trainer: Trainer, x, y, batch_size: int) -> Callable[[], None]:
@@ -296,6 +253,7 @@ KINDS = {
     "conv2d": "convolution",
     "max_pooling": "pooling",
     "batch_normalization": "batch norm",
+    "re_lu": "activation",
     "dropout": "dropout",
     "dense": "dense",
     "adam": "optimizer",
@@ -311,7 +269,7 @@ def time_by_kind(call: Callable[[], object]) -> dict[str, float]:
         call: it has been called before, so that nothing is left to compile.
 
     Returns:
-        Seconds for each value of `KINDS`, and for ``other``: loss, metrics, activations.
+        Seconds for each value of `KINDS`, and for ``other``: loss and metrics.
     """
     from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
