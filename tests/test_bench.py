@@ -103,6 +103,11 @@ def test_work_is_repeated_on_the_device():
     assert float(count) == 2 * bench.TIMES
 
 
+def test_an_array_is_added_to_another():
+    add = bench.array_sum(8)
+    assert [add(), add()] == [1, 2]
+
+
 def test_ours_updates_in_one_pass_unless_told_otherwise():
     fused, separate = (bench.ours(small_model(), fused) for fused in (True, False))
     assert "update_step" in vars(fused.optimizer)

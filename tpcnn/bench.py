@@ -173,7 +173,7 @@ def matrix_product(size: int = 2048) -> Callable[[], None]:
     return lambda: float(product())
 
 
-def array_sum(numbers: int = 2**26) -> Callable[[], None]:
+def array_sum(numbers: int = 2**26) -> Callable[[], float]:
     """Return a function that adds one float32 array of so many numbers to another.
 
     It reads two arrays and writes one. By default they are larger than most processors' caches.
