@@ -107,6 +107,14 @@ def test_dropout_is_for_training_only_and_keeps_the_mean():
         np.testing.assert_allclose(trials._scores(x, weights, rate, 3), without, rtol=0.1)
 
 
+def test_the_first_weights_suit_relu_and_the_biases_are_zero():
+    weights = trials.initial_weights(400, 300, 2, np.random.default_rng(0))
+    assert [w.shape for w in weights[::2]] == [(400, 300), (300, 300), (300, 10)]
+    for kernel, bias in zip(weights[::2], weights[1::2], strict=True):
+        assert kernel.std() == pytest.approx(np.sqrt(2 / len(kernel)), rel=0.05)
+        assert kernel.shape[1:] == bias.shape and not bias.any()
+
+
 def test_one_recording_serves_every_width_and_batch_size(images):
     for units, batch_size in [(5, 10), (17, 32), (40, 64)]:
         settings = SETTINGS | {"units": units, "batch_size": batch_size}
