@@ -1,6 +1,7 @@
 """What the chapters write from scratch, taken from their cells, against Keras on random inputs."""
 
 import functools
+import itertools
 import linecache
 import re
 
@@ -152,6 +153,19 @@ def test_dropout(rng, rate):
     by_keras = np.array(keras.layers.Dropout(rate)(x, training=True))
     by_hand = defined_in("dropout", "dropout")(x, kept=by_keras != 0, rate=rate)
     np.testing.assert_allclose(by_hand, by_keras, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rate", [0.2, 0.5])
+def test_the_price_of_dropout_is_the_mean_over_all_masks(rng, rate):
+    dropout, price = (defined_in("dropout", name) for name in ("dropout", "dropout_price"))
+    x, targets, weights = rng.normal(size=(5, 6)), rng.normal(size=5), rng.normal(size=6)
+    expected = 0.0
+    for kept in itertools.product([True, False], repeat=6):
+        chance = np.prod(np.where(kept, 1 - rate, rate))
+        sums = np.array(dropout(x, np.array(kept), rate)) @ weights
+        expected += chance * np.sum((targets - sums) ** 2)
+    by_hand = np.sum((targets - x @ weights) ** 2) + price(x, rate) @ weights**2
+    assert by_hand == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_gradient_of_a_dense_layer_with_softmax(rng):
