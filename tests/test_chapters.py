@@ -23,8 +23,6 @@ ALLOWED = {
     "fully_connected": {"60%", "90%"},  # borders of groups in an exercise
     "index": {"99%"},
     "scaling": {"50%", "80%"},  # efficiencies that the reader asks for
-    # Of the test of a difference, by convention; what a figure leaves out.
-    "tuning": {"5%", "80%", "95%", "60%"},
     "tuning": {"5%", "95%"},  # what an exercise asks for; the level of an interval
 }
 NUMBER = r"\d[\d  ,.]*"

@@ -329,6 +329,8 @@ def test_grad_cam_weighs_each_map_with_the_mean_slope_of_the_score(rng):
     _, _, grad_cam = cnn_functions()
     expected = np.maximum(0, maps @ np.array(worth))
     np.testing.assert_allclose(grad_cam(model, image, 4), expected, atol=1e-4)
+
+
 def test_the_recorded_training_is_that_of_keras_with_momentum_and_a_rate_that_falls_to_zero(rng):
     network = keras.Sequential([keras.Input((6,)), keras.layers.Dense(3)])
     network.build((None, 6))
@@ -382,6 +384,8 @@ def test_the_calibration_error_is_the_mean_gap_of_ten_groups(rng):
     by_groups = defined_in("fashion", "claimed_and_delivered")
     error = defined_in("fashion", "calibration_error", claimed_and_delivered=by_groups)
     assert error(probabilities, labels) == pytest.approx(100 * np.mean(gaps))
+
+
 @pytest.mark.parametrize("workers", [2, 3, 5])
 @pytest.mark.parametrize("size", [1, 7, 30])
 def test_the_ring_all_reduce(rng, workers, size):
