@@ -8,6 +8,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from conftest import ROOT
 from results import expected
 
@@ -62,7 +63,55 @@ def test_the_time_of_a_step_is_split_by_kind_of_layer():
     times = bench.time_by_kind(call)
     for kind in ("convolution", "dense", "optimizer"):
         assert times[kind] > 0, kind
-    assert times["augmentation"] == times["batch norm"] == 0
+    assert times["augmentation"] == times["batch norm"] == times["activation"] == 0
+
+
+def test_the_parts_of_a_step_are_its_layers_and_the_optimizer():
+    model, (x, _) = small_model(), data(16)
+    before = model.get_weights()
+    calls, arrays = bench.parts_of_a_step(model, x)
+    assert list(calls) == [*model.layers, "optimizer"]
+    firsts = [first for _, _, first in arrays.values()]
+    assert firsts == [True, False, False]
+    (_, convolved, _), (_, flat, _), (dense_in, _, _) = arrays.values()
+    assert convolved.shape == (16, 6, 6, 2) and flat is dense_in
+    for layer in model.layers:
+        calls[layer]()
+    for one, other in zip(before, model.get_weights(), strict=True):
+        assert np.array_equal(one, other)
+    calls["optimizer"]()
+    assert not np.array_equal(before[0], model.get_weights()[0])
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_layer_alone_does_all_of_its_work(first):
+    """A number of each array is in the sum, so TensorFlow cannot leave an array out."""
+    layer = keras.layers.Dense(3)
+    inputs = tf.ones((4, 2))
+    gradient = tf.ones_like(layer(inputs))
+    kernel, bias = (np.array(weights) for weights in layer.get_weights())
+    expected = (kernel.sum(axis=0) + bias)[0] + 4.0 + 4.0  # a number of y, dw and db
+    if not first:
+        expected += kernel[0].sum()  # of dx
+    touched = bench.forth_and_back(layer, inputs, gradient, first)
+    assert np.isclose(float(touched), expected, atol=1e-5)
+
+
+def test_work_is_repeated_on_the_device():
+    count = tf.Variable(0.0)
+    assert bench.repeated(lambda step: count.assign_add(step), 2.0)() == sum([2, 4, 6, 8, 10])
+    assert float(count) == 2 * bench.TIMES
+
+
+def test_an_array_is_added_to_another():
+    add = bench.array_sum(8)
+    assert [add(), add()] == [1, 2]
+
+
+def test_ours_updates_in_one_pass_unless_told_otherwise():
+    fused, separate = (bench.ours(small_model(), fused) for fused in (True, False))
+    assert "update_step" in vars(fused.optimizer)
+    assert "update_step" not in vars(separate.optimizer)
 
 
 def test_the_recipe_starts_anew_each_time():
@@ -76,22 +125,6 @@ def test_the_recipe_starts_anew_each_time():
     assert run() == first
     keras.utils.set_random_seed(1)
     assert run() != first
-
-
-GROW = """
-import numpy as np
-from tpcnn import bench
-held = np.ones(500_000_000, np.uint8)
-print(bench.most_memory())
-"""
-
-
-def test_the_most_memory_is_that_of_the_program_itself():
-    """Not that of the one that started it, which a figure of the system's begins with."""
-    held = np.ones(1_500_000_000, np.uint8)
-    grown = int(subprocess.check_output([sys.executable, "-c", GROW], text=True))
-    del held
-    assert 500e6 < grown < 1400e6
 
 
 def gpu_check(folder, device, accuracy, gpu):

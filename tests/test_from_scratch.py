@@ -1,6 +1,7 @@
 """What the chapters write from scratch, taken from their cells, against Keras on random inputs."""
 
 import functools
+import itertools
 import linecache
 import re
 
@@ -36,22 +37,66 @@ def rng(request):
     return np.random.default_rng(request.param)
 
 
-@pytest.mark.parametrize("padding", ["valid", "same"])
+def random_settings(rng):
+    """Yield image shapes, sizes of the window (even ones too), paddings and strides."""
+    for _ in range(8):
+        size, padding, stride = rng.integers([1, 0, 1], [6, 3, 4])
+        height, width = rng.integers(size, size + 8, size=2)  # the window fits in
+        yield (2, height, width, rng.integers(1, 5)), int(size), int(padding), int(stride)
+
+
+@pytest.mark.parametrize("function", ["layer_by_loops", "convolutional_layer"])
+def test_the_convolutional_layer_with_padding_and_stride(rng, function):
+    by_hand = defined_in("convolution", function)
+    places = defined_in("convolution", "places")
+    for shape, size, padding, stride in random_settings(rng):
+        layer = keras.layers.Conv2D(4, size, stride, bias_initializer="normal")
+        x = rng.normal(size=shape).astype("float32")
+        by_keras = layer(keras.layers.ZeroPadding2D(padding)(x))
+        ours = by_hand(x, *layer.get_weights(), padding, stride)
+        np.testing.assert_allclose(ours, by_keras, atol=1e-5)
+        assert ours.shape[1:3] == tuple(places(n, size, padding, stride) for n in shape[1:3])
+
+
 @pytest.mark.parametrize("size", [1, 3, 5])
-def test_the_convolutional_layer(rng, padding, size):
-    layer = keras.layers.Conv2D(4, size, padding=padding, bias_initializer="normal")
+def test_the_padding_that_keeps_the_size_is_that_of_keras(rng, size):
+    layer = keras.layers.Conv2D(4, size, padding="same", bias_initializer="normal")
     x = rng.normal(size=(2, 9, 7, 3)).astype("float32")
     by_keras = layer(x)
-    by_hand = defined_in("convolution", "convolutional_layer")(x, *layer.get_weights(), padding)
-    np.testing.assert_allclose(by_hand, by_keras, atol=1e-5)
+    by_hand = defined_in("convolution", "convolutional_layer")
+    ours = by_hand(x, *layer.get_weights(), padding=(size - 1) // 2)
+    np.testing.assert_allclose(ours, by_keras, atol=1e-5)
+
+
+def test_the_uneven_padding_of_keras(rng):
+    by_hand = defined_in("convolution", "convolutional_layer")
+    same_padding = defined_in("convolution", "same_padding")
+    for shape, size, _, stride in random_settings(rng):
+        layer = keras.layers.Conv2D(4, size, stride, padding="same", bias_initializer="normal")
+        x = rng.normal(size=shape).astype("float32")
+        by_keras = layer(x)
+        zeros = [same_padding(n, size, stride) for n in shape[1:3]]
+        padded = np.pad(x, [(0, 0), *zeros, (0, 0)])
+        ours = by_hand(padded, *layer.get_weights(), 0, stride)
+        np.testing.assert_allclose(ours, by_keras, atol=1e-5)
 
 
 def test_the_convolution_of_one_filter(rng):
-    image = rng.normal(size=(9, 7)).astype("float32")
-    layer = keras.layers.Conv2D(1, 3, use_bias=False)
-    by_keras = layer(image[np.newaxis, :, :, np.newaxis])[0, :, :, 0]
-    by_hand = defined_in("convolution", "convolve")(image, layer.get_weights()[0][:, :, 0, 0])
-    np.testing.assert_allclose(by_hand, by_keras, atol=1e-5)
+    convolve = defined_in("convolution", "convolve")
+    for shape, size, _, _ in random_settings(rng):
+        image = rng.normal(size=shape[1:3]).astype("float32")
+        layer = keras.layers.Conv2D(1, size, use_bias=False)
+        by_keras = layer(image[np.newaxis, :, :, np.newaxis])[0, :, :, 0]
+        by_hand = convolve(image, layer.get_weights()[0][:, :, 0, 0])
+        np.testing.assert_allclose(by_hand, by_keras, atol=1e-5)
+
+
+def test_max_pooling(rng):
+    by_hand = defined_in("convolution", "max_pool")
+    for shape, size, _, stride in random_settings(rng):
+        x = rng.normal(size=shape).astype("float32")
+        by_keras = keras.layers.MaxPooling2D(size, stride)(x)
+        np.testing.assert_array_equal(by_hand(x, size, stride), by_keras)
 
 
 @pytest.mark.parametrize(("freedom", "printed"), [(2, 4.303), (4, 2.776), (14, 2.145), (30, 2.042)])
@@ -108,6 +153,19 @@ def test_dropout(rng, rate):
     by_keras = np.array(keras.layers.Dropout(rate)(x, training=True))
     by_hand = defined_in("dropout", "dropout")(x, kept=by_keras != 0, rate=rate)
     np.testing.assert_allclose(by_hand, by_keras, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rate", [0.2, 0.5])
+def test_the_price_of_dropout_is_the_mean_over_all_masks(rng, rate):
+    dropout, price = (defined_in("dropout", name) for name in ("dropout", "dropout_price"))
+    x, targets, weights = rng.normal(size=(5, 6)), rng.normal(size=5), rng.normal(size=6)
+    expected = 0.0
+    for kept in itertools.product([True, False], repeat=6):
+        chance = np.prod(np.where(kept, 1 - rate, rate))
+        sums = np.array(dropout(x, np.array(kept), rate)) @ weights
+        expected += chance * np.sum((targets - sums) ** 2)
+    by_hand = np.sum((targets - x @ weights) ** 2) + price(x, rate) @ weights**2
+    assert by_hand == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_gradient_of_a_dense_layer_with_softmax(rng):
@@ -210,6 +268,67 @@ def test_backpropagation_through_two_layers(rng, hidden):
         np.testing.assert_allclose(by_hand, automatic, atol=1e-5)
 
 
+def cnn_functions():
+    """Return what the chapter on the CNN writes itself: the prediction, and the two maps."""
+    names = {"layers": keras.layers}
+    names |= {name: defined_in("cnn", name) for name in ("convolve", "pool", "score")}
+    wanted = ("predict_by_hand", "occlusion", "grad_cam")
+    return [defined_in("cnn", name, **names) for name in wanted]
+
+
+def random_weights(model, rng):
+    """Give every weight a random number; what batch normalisation divides by is positive."""
+    for layer in model.layers:
+        new = [rng.normal(scale=0.3, size=weight.shape) for weight in layer.get_weights()]
+        if isinstance(layer, keras.layers.BatchNormalization):
+            new[3] = rng.uniform(0.5, 2, size=new[3].shape)
+        layer.set_weights(new)
+
+
+@pytest.mark.parametrize("build", [tpcnn.build_cnn, tpcnn.build_fc])
+def test_the_prediction_of_a_whole_network(rng, build):
+    model = build()
+    random_weights(model, rng)
+    x = rng.uniform(size=(5, 28, 28, 1)).astype("float32")
+    predict_by_hand, _, _ = cnn_functions()
+    np.testing.assert_allclose(predict_by_hand(model, x), model(x, training=False), atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [3, 7, 28])
+def test_an_occlusion_map(rng, size):
+    model = tpcnn.build_cnn(filters=2)
+    model.layers[-1].activation = keras.activations.linear  # the scores are the output
+    random_weights(model, rng)
+    image = rng.uniform(size=(28, 28, 1)).astype("float32")
+    _, occlusion, _ = cnn_functions()
+    falls = occlusion(model, image, 3, size)
+    assert falls.shape == (29 - size, 29 - size)
+    for row, column in rng.integers(29 - size, size=(5, 2)):
+        covered = image.copy()
+        covered[row : row + size, column : column + size] = 0
+        before, after = np.array(model(np.stack([image, covered]), training=False))[:, 3]
+        assert falls[row, column] == pytest.approx(before - after, abs=1e-3)
+
+
+def test_grad_cam_weighs_each_map_with_the_mean_slope_of_the_score(rng):
+    """Slopes by differences: raise a whole map by a little, and see how far the score rises."""
+    kernel = keras.layers.Conv2D(3, 3, padding="same")
+    stack = [keras.Input((28, 28, 1)), kernel, keras.layers.ReLU()]
+    stack += [keras.layers.Flatten(), keras.layers.Dense(10, "softmax")]
+    model = keras.Sequential(stack)
+    random_weights(model, rng)
+    image = rng.uniform(size=(28, 28, 1)).astype("float32")
+    maps = np.array(kernel(image[np.newaxis]), dtype="float64")[0]
+    weights, offset = (table[..., 4].astype("float64") for table in model.layers[-1].get_weights())
+
+    def score(maps):
+        return np.maximum(maps, 0).ravel() @ weights + offset
+
+    small = 1e-7
+    worth = [(score(maps + small * np.eye(3)[k]) - score(maps)) / small / 28**2 for k in range(3)]
+    _, _, grad_cam = cnn_functions()
+    expected = np.maximum(0, maps @ np.array(worth))
+    np.testing.assert_allclose(grad_cam(model, image, 4), expected, atol=1e-4)
 def test_the_recorded_training_is_that_of_keras_with_momentum_and_a_rate_that_falls_to_zero(rng):
     network = keras.Sequential([keras.Input((6,)), keras.layers.Dense(3)])
     network.build((None, 6))
@@ -263,3 +382,29 @@ def test_the_calibration_error_is_the_mean_gap_of_ten_groups(rng):
     by_groups = defined_in("fashion", "claimed_and_delivered")
     error = defined_in("fashion", "calibration_error", claimed_and_delivered=by_groups)
     assert error(probabilities, labels) == pytest.approx(100 * np.mean(gaps))
+@pytest.mark.parametrize("workers", [2, 3, 5])
+@pytest.mark.parametrize("size", [1, 7, 30])
+def test_the_ring_all_reduce(rng, workers, size):
+    """Also where the gradient has fewer numbers than there are workers, or chunks of two sizes."""
+    gradients = rng.normal(size=(workers, size))
+    reduced, sent = defined_in("scaling", "ring_all_reduce")(gradients)
+    for result in reduced:
+        np.testing.assert_allclose(result, gradients.sum(axis=0))
+    chunk = -(-size // workers)
+    assert np.all(sent <= 2 * (workers - 1) * chunk)
+    assert sent.sum() == 2 * (workers - 1) * size
+
+
+def test_the_smallest_batch_for_an_efficiency(rng):
+    """The formula that the page solves for the batch, put back into the time of a step."""
+    for _ in range(20):
+        costs = {"fixed_cost": rng.uniform(0, 0.1), "cost_per_image": rng.uniform(1e-5, 1e-2)}
+        network = rng.uniform(1e-6, 1e-2), rng.uniform(1e6, 1e10), int(rng.integers(1, 50))
+        exchange_seconds = defined_in("scaling", "exchange_seconds", G=rng.uniform(1e3, 1e9))
+        names = costs | {"exchange_seconds": exchange_seconds}
+        faster, efficiency = rng.uniform(0.1, 100), rng.uniform(0.5, 0.99)
+        smallest_batch = defined_in("scaling", "smallest_batch", **names)
+        step_seconds = defined_in("scaling", "step_seconds", **names)
+        batch = smallest_batch(efficiency, *network, faster=faster)
+        one, two = (step_seconds(n, batch, *network, faster=faster) for n in (1, 2))
+        assert one / (2 * two) == pytest.approx(efficiency)

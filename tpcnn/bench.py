@@ -11,8 +11,6 @@ import functools
 import json
 import math
 import os
-import platform
-import re
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,6 +23,7 @@ import numpy as np
 import tensorflow as tf
 
 from tpcnn.data import load_fashion_mnist, load_mnist
+from tpcnn.fused_adam import fuse
 from tpcnn.lab_sheet import REQUIRED_ACCURACY
 from tpcnn.models import (
     BATCH_SIZE,
@@ -83,9 +82,17 @@ def adam_w() -> keras.optimizers.Optimizer:
     return keras.optimizers.AdamW(0.001, weight_decay=WEIGHT_DECAY["cnn"])
 
 
-def ours(model: keras.Model) -> Trainer:
-    """Return a `Trainer` for `model`, which ends in softmax, with the optimizer of `adam_w`."""
-    return Trainer(model, keras.losses.SparseCategoricalCrossentropy(), adam_w())
+def ours(model: keras.Model, fused: bool = True) -> Trainer:
+    """Return a `Trainer` for `model`, which ends in softmax, with the optimizer of `adam_w`.
+
+    Args:
+        model: it is compiled here.
+        fused: update in one pass, as a `Trainer` does; or with the operations of Keras.
+    """
+    trainer = Trainer(model, keras.losses.SparseCategoricalCrossentropy(), adam_w())
+    if not fused:
+        del trainer.optimizer.update_step  # what `tpcnn.fused_adam` has put over that of Keras
+    return trainer
 
 
 def keras_fit(model: keras.Model, data, batch_size: int, steps_per_execution: int = 1):
@@ -166,39 +173,14 @@ def matrix_product(size: int = 2048) -> Callable[[], None]:
     return lambda: float(product())
 
 
-def peak(repetitions: int = 5, size: int = 2048) -> float:
-    """Return the operations per second of a large matrix product, the best of some.
+def array_sum(numbers: int = 2**26) -> Callable[[], float]:
+    """Return a function that adds one float32 array of so many numbers to another.
 
-    It stands for the level part of the roofline (Williams, Waterman and Patterson 2009).
-
-    Args:
-        repetitions: how often it is timed.
-        size: rows and columns of the two float32 matrices.
-
-    Returns:
-        Additions and multiplications per second.
-    """
-    timing = interleaved({"product": matrix_product(size)}, repetitions)["product"]
-    return 2 * size**3 / min(timing["seconds"])
-
-
-def bandwidth(repetitions: int = 5, numbers: int = 2**26) -> float:
-    """Return the bytes per second at which one array is added to another, the best of some.
-
-    Two arrays are read and one is written. They are larger than a processor's caches. It stands
-    for the slanted part of the roofline.
-
-    Args:
-        repetitions: how often it is timed.
-        numbers: the length of the two float32 arrays.
-
-    Returns:
-        Bytes per second.
+    It reads two arrays and writes one. By default they are larger than most processors' caches.
     """
     total, other = tf.Variable(tf.zeros(numbers)), tf.ones(numbers)
     add = tf.function(lambda: total.assign_add(other)[0])
-    timing = interleaved({"add": lambda: float(add())}, repetitions)["add"]
-    return 3 * 4 * numbers / min(timing["seconds"])
+    return lambda: float(add())
 
 
 def training_operations(model: keras.Model) -> int:
@@ -224,24 +206,6 @@ def _operations(layer: keras.layers.Layer) -> int:
     return 0
 
 
-def training_bytes(model: keras.Model, batch_size: int) -> int:
-    """Return the bytes of a training step, if nothing stayed in a cache.
-
-    Each layer reads its input and writes its output, three times as much in all with the way
-    back. Each weight is read twice; its gradient is written and read; Adam reads and writes it
-    together with its two averages.
-
-    Args:
-        model: as for `training_operations`; its numbers are float32.
-        batch_size: images per step.
-    """
-    numbers = sum(
-        math.prod(layer.input.shape[1:]) + math.prod(layer.output.shape[1:])
-        for layer in model.layers
-    )
-    return 4 * (3 * batch_size * numbers + 10 * model.count_params())
-
-
 def steps_on_device(trainer: Trainer, x, y, batch_size: int) -> Callable[[], None]:
     """Return a function that takes one training step per batch, data on the device already.
 
@@ -262,6 +226,89 @@ def steps_on_device(trainer: Trainer, x, y, batch_size: int) -> Callable[[], Non
         float(trainer.train_loss.result())  # a GPU may still be at work: wait for the result
 
     return epoch
+
+
+def parts_of_a_step(model: keras.Model, x) -> tuple[dict, dict]:
+    """Take a training step to pieces that can be timed one by one.
+
+    Args:
+        model: a built `keras.Sequential`.
+        x: one batch of images.
+
+    Returns:
+        Two dictionaries. By layer, and for ``optimizer``, a function that does its work for such a
+        step `TIMES` times and returns when the device is done. By layer: its input, its output, and
+        whether it is the first that has something to learn, or comes before that.
+    """
+    calls, arrays, first = {}, {}, True
+    inputs = tf.constant(x)
+    for layer in model.layers:
+        outputs = layer(inputs, training=True)
+        gradient = tf.random.normal(outputs.shape)
+        calls[layer] = repeated(forth_and_back, layer, inputs, gradient, first)
+        arrays[layer] = inputs, outputs, first
+        first = first and not layer.weights
+        inputs = outputs
+    return calls | {"optimizer": update_alone(model, adam_w())}, arrays
+
+
+def forth_and_back(layer, inputs, gradient, first: bool = False) -> tf.Tensor:
+    """Run a layer forward on `inputs`, and backward from the gradient of its output.
+
+    Args:
+        layer: a built Keras layer.
+        inputs: what goes in.
+        gradient: of the shape of the output.
+        first: no layer before it learns, so nothing needs the gradient of its inputs.
+
+    Returns:
+        The sum of one number of each array that was computed.
+    """
+    with tf.GradientTape() as tape:
+        tape.watch(inputs)
+        outputs = layer(inputs, training=True)
+    wanted = [*layer.trainable_variables, *([] if first else [inputs])]
+    arrays = [outputs, *tape.gradient(outputs, wanted, gradient)]
+    # One number of each, or TensorFlow would leave out what nobody uses.
+    return tf.add_n([tf.reshape(array, [-1])[0] for array in arrays])
+
+
+def update_alone(model: keras.Model, optimizer, fused: bool = True) -> Callable[[], float]:
+    """Return a function that updates all weights of a model `TIMES` times, with any gradients."""
+    optimizer.build(model.trainable_variables)
+    if fused:
+        fuse(optimizer)
+    gradients = [tf.random.normal(weights.shape) for weights in model.trainable_variables]
+
+    def update():
+        optimizer.apply(gradients, model.trainable_variables)
+        return tf.reshape(model.trainable_variables[0], [-1])[0]
+
+    return repeated(update)
+
+
+TIMES = 5
+
+
+def repeated(work: Callable[..., tf.Tensor], *arguments) -> Callable[[], float]:
+    """Return a function that does some work `TIMES` times, without Python in between.
+
+    Args:
+        work: returns a number; TensorFlow records it.
+        arguments: for `work`.
+
+    Returns:
+        The function; it takes no arguments, and returns when the device is done.
+    """
+
+    @tf.function
+    def all_of_it():
+        total = tf.constant(0.0)
+        for _ in tf.range(TIMES):
+            total += work(*arguments)
+        return total
+
+    return lambda: float(all_of_it())
 
 
 def share_of_peak(build, x, y, batch_size: int, repetitions: int = 5, size: int = 2048) -> dict:
@@ -296,6 +343,7 @@ KINDS = {
     "conv2d": "convolution",
     "max_pooling": "pooling",
     "batch_normalization": "batch norm",
+    "re_lu": "activation",
     "dropout": "dropout",
     "dense": "dense",
     "adam": "optimizer",
@@ -311,7 +359,7 @@ def time_by_kind(call: Callable[[], object]) -> dict[str, float]:
         call: it has been called before, so that nothing is left to compile.
 
     Returns:
-        Seconds for each value of `KINDS`, and for ``other``: loss, metrics, activations.
+        Seconds for each value of `KINDS`, and for ``other``: loss and metrics.
     """
     from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
@@ -344,59 +392,6 @@ def _own_time(plane, line):
         open_events.append((event.offset_ps + event.duration_ps, len(own)))
         own.append([plane.event_metadata[event.metadata_id].name, event.duration_ps / 1e12])
     return own
-
-
-def cost(images: int, epochs: int, units: int) -> dict:
-    """Train a network with one hidden layer; return what it took.
-
-    Args:
-        images: training images; MNIST is repeated where it has fewer.
-        epochs: how often to go through them.
-        units: width of the hidden layer.
-
-    Returns:
-        ``seconds``, compilation left out; ``bytes``, the most memory that this process has held
-        so far; ``parameters`` of the network.
-    """
-    mnist = load_mnist()
-    repeated = np.arange(images) % len(mnist.x_train)
-    x, y = mnist.x_train[repeated], mnist.y_train[repeated]
-    layers = keras.layers
-    trainer = ours(
-        keras.Sequential(
-            [
-                keras.Input(IMAGE_SHAPE),
-                layers.Flatten(),
-                layers.Dense(units, "relu"),
-                layers.Dense(CLASSES, "softmax"),
-            ]
-        )
-    )
-    few = mnist.x_val[:500], mnist.y_val[:500]
-    trainer.fit(*few, *few, 1, verbose=False, batch_size=500)  # compiles
-    took = seconds(lambda: trainer.fit(x, y, *few, epochs, verbose=False, batch_size=500))
-    return {
-        "seconds": took,
-        "bytes": most_memory(),
-        "parameters": trainer.model.count_params(),
-    }
-
-
-def most_memory() -> int:
-    """Return the most main memory that this program has held so far, in bytes.
-
-    Not `resource.getrusage`: its figure begins at the peak of the process that started this one.
-
-    Raises:
-        RuntimeError: this system is not Linux, and has no such figure.
-    """
-    status = Path("/proc/self/status")
-    if not status.exists():
-        raise RuntimeError(
-            "most_memory: expected Linux, which keeps this figure in /proc, got "
-            f"{platform.system()}. Run this part in Colab."
-        )
-    return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1])
 
 
 def recipe_network() -> keras.Model:
