@@ -136,6 +136,12 @@ def test_a_term_is_defined_before_it_is_used_or_comes_with_a_link(term, chapters
                 break
 
 
+def test_each_term_of_the_glossary_has_its_french_name():
+    entries = re.search(r"(?ms)^```\{glossary\}\n(.*?)^```$", source("glossary"))[1]
+    for entry in entries.strip().split("\n\n"):
+        assert re.search(r"\. French: \*[^*]+\*\.$", entry), entry
+
+
 def test_the_terms_of_the_glossary_stand_in_the_order_of_the_alphabet():
     terms = [term.lower() for term, _ in glossary()]
     assert terms == sorted(terms)
