@@ -99,6 +99,33 @@ def test_max_pooling(rng):
         np.testing.assert_array_equal(by_hand(x, size, stride), by_keras)
 
 
+def test_the_way_back_through_a_convolution(rng):
+    by_hand = defined_in("convolution", "convolve_back")
+    for shape, size, _, _ in random_settings(rng):
+        image, weights = rng.normal(size=shape[1:3]), rng.normal(size=(size, size))
+        x = tf.Variable(image[np.newaxis, :, :, np.newaxis])
+        w = tf.Variable(weights[:, :, np.newaxis, np.newaxis])
+        with tf.GradientTape() as tape:
+            feature_map = tf.nn.conv2d(x, w, 1, "VALID")
+        errors = rng.normal(size=feature_map.shape)
+        by_w, by_x = tape.gradient(feature_map, [w, x], output_gradients=tf.constant(errors))
+        of_weights, of_image = by_hand(image, weights, errors[0, :, :, 0])
+        np.testing.assert_allclose(of_weights, by_w[:, :, 0, 0], atol=1e-9)
+        np.testing.assert_allclose(of_image, by_x[0, :, :, 0], atol=1e-9)
+
+
+def test_the_way_back_through_max_pooling(rng):
+    by_hand = defined_in("convolution", "max_pool_back")
+    for height, width in rng.integers(2, 12, size=(8, 2)):
+        x = tf.Variable(rng.normal(size=(1, height, width, 1)))
+        with tf.GradientTape() as tape:
+            pooled = tf.nn.max_pool2d(x, 2, 2, "VALID")
+        errors = rng.normal(size=pooled.shape)
+        by_tape = tape.gradient(pooled, x, output_gradients=tf.constant(errors))
+        ours = by_hand(x.numpy()[0, :, :, 0], errors[0, :, :, 0])
+        np.testing.assert_array_equal(ours, by_tape[0, :, :, 0])
+
+
 @pytest.mark.parametrize(("freedom", "printed"), [(2, 4.303), (4, 2.776), (14, 2.145), (30, 2.042)])
 def test_the_factors_of_the_t_distribution_are_those_of_printed_tables(freedom, printed):
     factor = defined_in("accuracy", "factor", functools=functools)
